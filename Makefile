@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check lint types floors tests bench clean
+
+demo: $(READY)            ## watch, diagnose, treat and prove a sick network on real data; writes demo/report.html
+	$(BIN)/normscope demo
+
+test: check               ## everything that CI runs
+
+check: lint types floors tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright
+
+floors: $(READY)
+	$(BIN)/lint-imports
+
+tests: $(READY)           ## the last line is pytest's own: N passed
+	$(BIN)/pytest -n 2 --dist worksteal tests
+	$(BIN)/pytest --doctest-modules src/normscope
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+# torch first, under the constraints, so that nothing later pulls a CUDA build.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist demo runs

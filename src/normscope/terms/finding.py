@@ -1,0 +1,167 @@
+"""What a rule found, how it knows, and what to do: `Finding`, `Evidence`, `Prescription`, `Diagnosis`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from normscope.terms.datum import Datum
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, repr=False)
+class Evidence(Datum):
+    """The measurement behind a finding.
+
+    Attributes:
+        quantity: what was measured, by its name in the record (``"saturated"``) or the rule's own word.
+        value: the worst value that was measured.
+        threshold: the value at which the rule speaks.
+        steps: the training steps at which it was measured, or empty for a model at rest.
+        unit: the unit of `value`: ``"share"``, ``"ratio"``, ``"deviations"``, or ``""``.
+        source: where the threshold comes from.
+        per_site: the value at each site, worst first.
+    """
+
+    quantity: str
+    value: float
+    threshold: float
+    steps: tuple[int, ...] = ()
+    unit: str = ""
+    source: str = ""
+    per_site: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Prescription(Datum):
+    """A treatment with its sites and arguments: what `normscope.treat` executes.
+
+    Attributes:
+        treatment: the name of a file under ``treat/treatments``.
+        sites: module paths to treat; empty means wherever the treatment applies.
+        arguments: keyword arguments of the treatment, JSON values.
+        words: the change as one would type it into the code.
+        reason: why this should help here.
+    """
+
+    treatment: str
+    sites: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Finding(Datum):
+    """One ailment, wherever it shows: twenty layers with the same ailment are one finding with twenty sites.
+
+    Attributes:
+        code: the rule's stable code: NS1xx of a model at rest, NS2xx of training, NS3xx of normalization.
+        name: the ailment, as one word (``"saturated_activation"``).
+        severity: ``error`` (training fails or numbers are wrong), ``warning`` (it costs), ``note``.
+        sites: where, worst first, as site keys or module paths.
+        message: what was found, in a sentence with its numbers.
+        since_step: the first step at which it held, or None for a model at rest.
+        evidence: the measurement against its threshold.
+        why: why it hurts.
+        cause_of: codes of the findings that this one brings about.
+        caused_by: codes of the findings that bring this one about.
+        prescriptions: what to do, best first.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    sites: tuple[str, ...]
+    message: str
+    evidence: Evidence
+    since_step: int | None = None
+    why: str = ""
+    cause_of: tuple[str, ...] = ()
+    caused_by: tuple[str, ...] = ()
+    prescriptions: tuple[Prescription, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Fault(Datum):
+    """A rule that could not finish, and why. The other rules went on."""
+
+    code: str
+    error: str
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Datum):
+    """The findings, most severe first, and the rules that ran.
+
+    Iterating gives the findings; `primary` is the cause to treat first; `exit_code` is 1 when a finding reaches
+    `fail_on`, else 0.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    rules: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    subject: str = ""
+    fail_on: Severity = "error"
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __bool__(self) -> bool:
+        return bool(self.findings)
+
+    def __getitem__(self, index: int) -> Finding:
+        return self.findings[index]
+
+    @property
+    def primary(self) -> Finding | None:
+        """The finding to treat first: the most severe one that no other finding explains."""
+        roots = [finding for finding in self.findings if not finding.caused_by]
+        return next(iter(roots or self.findings), None)
+
+    @property
+    def prescriptions(self) -> tuple[Prescription, ...]:
+        """What the primary finding prescribes."""
+        return self.primary.prescriptions if self.primary else ()
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line answers: 1 when a finding is at least as severe as `fail_on`."""
+        serious = SEVERITIES[: SEVERITIES.index(self.fail_on) + 1]
+        return int(any(finding.severity in serious for finding in self.findings))
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The diagnosis as a JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Diagnosis:
+        """The diagnosis that `to_dict` wrote."""
+        return Diagnosis(
+            findings=tuple(_finding(item) for item in data["findings"]),
+            rules=tuple(data["rules"]),
+            faults=tuple(Fault(**item) for item in data["faults"]),
+            subject=data["subject"],
+            fail_on=data["fail_on"],
+        )
+
+
+def _finding(data: Mapping[str, Any]) -> Finding:
+    evidence = dict(data["evidence"])
+    evidence["value"], evidence["threshold"] = float(evidence["value"]), float(evidence["threshold"])
+    evidence["steps"] = tuple(evidence["steps"])
+    evidence["per_site"] = tuple((site, float(value)) for site, value in evidence["per_site"])
+    told = {**data, "evidence": Evidence(**evidence)}
+    for name in ("sites", "cause_of", "caused_by"):
+        told[name] = tuple(data[name])
+    told["prescriptions"] = tuple(
+        Prescription(**{**item, "sites": tuple(item["sites"])}) for item in data["prescriptions"]
+    )
+    return Finding(**told)
