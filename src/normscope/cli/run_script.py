@@ -1,0 +1,30 @@
+"""``normscope run``: watch an unchanged training script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    script: Annotated[str, typer.Argument(help="The training script, as one would give it to python.")],
+    args: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
+    path: Annotated[Path | None, typer.Option("--path", "-p", help="The record; runs/<script> when left out.")] = None,
+    budget: Annotated[float, typer.Option(help="Share of the run's time that watching may take.")] = 0.01,
+    every: Annotated[int | None, typer.Option(help="Sample each so many steps, instead of by the budget.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the script.")] = False,
+) -> None:
+    """Run a training script, unchanged, under watch. Its output, exit code and arguments are as without.
+
+    Example: normscope run --path runs/a train.py --epochs 3
+    """
+    from normscope.watch.script import run
+
+    path = path or Path("runs") / Path(script).stem
+    code = run(script, args or [], path, budget=budget, every=every if every is not None else "auto")
+    if not quiet:
+        typer.echo(f"normscope: the record is in {path}; next: normscope diagnose {path}", err=True)
+    sys.exit(code)

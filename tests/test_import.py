@@ -1,0 +1,46 @@
+"""``import normscope`` is light, and every public name is there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import normscope
+
+OPTIONAL = """altair vl_convert pandas pyarrow sklearn scipy matplotlib typer click rich triton numba lightning
+pytorch_lightning transformers timm torchvision wandb tensorboard mlflow""".split()
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_importing_normscope_loads_no_optional_package_and_not_even_torch():
+    loaded = loaded_by("import normscope")
+    assert "normscope" in loaded
+    assert not loaded & {*OPTIONAL, "torch"}
+
+
+def test_the_whole_core_loads_no_optional_package():
+    loaded = loaded_by("import normscope as ns\nfor name in ns.__all__: getattr(ns, name)")
+    assert {"torch", "numpy"} <= loaded
+    # torch brings its own: what a bare `import torch` loads is not ours to answer for.
+    assert not (loaded - loaded_by("import torch, torch.fx, torch.distributed")) & set(OPTIONAL)
+
+
+@pytest.mark.parametrize("name", normscope.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(normscope, name) is not None
+    assert name in dir(normscope)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'diagnoze'"):
+        _ = normscope.diagnoze  # pyright: ignore
