@@ -1,0 +1,179 @@
+"""A histogram over all magnitudes whose bins are the float's own leading bits.
+
+Sign, exponent (64 octaves, 2⁻³² to 2³¹) and the top 4 bits of the mantissa number one of 2,048 bins, so a bin is at
+most 6.25 % wide and is the same for every tensor, step and machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normscope.stats.monoid import Arrays, Monoid
+from normscope.stats.values import values
+from normscope.terms.datum import Datum
+
+if TYPE_CHECKING:
+    import torch
+
+BINS = 2048
+_HALF = BINS // 2  # bins of one sign, in order of magnitude; the negative half follows the positive one
+_STEPS = 16  # bins in an octave: 4 bits of the mantissa
+_LOWEST = -32  # the exponent where the bins begin
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Sketch(Monoid, Datum):
+    """How many values fall in each bin; exact zeros and non-finite values are counted apart.
+
+    counts: int64 (2048,). Bins 0…1023 hold positive values by rising magnitude, 1024…2047 negative ones likewise.
+    Values below 2⁻³² in magnitude fall in the lowest bin of their sign, those from 2³² on in the highest.
+    """
+
+    counts: np.ndarray
+    zeros: int = 0
+    nan: int = 0
+    pos_inf: int = 0
+    neg_inf: int = 0
+
+    @classmethod
+    def empty(cls) -> Sketch:
+        """The sketch of nothing: the identity of `merge`."""
+        return cls(np.zeros(BINS, dtype=np.int64))
+
+    @classmethod
+    def of(cls, x: Any) -> Sketch:
+        """The sketch of a tensor or array of any shape and real dtype, counted on its device."""
+        import torch
+
+        flat = values(x).reshape(-1)
+        regular = flat.isfinite() & (flat != 0)
+        counts = torch.bincount(codes(flat[regular]), minlength=BINS)
+        apart = torch.stack([(flat == 0).sum(), flat.isnan().sum(), flat.isposinf().sum(), flat.isneginf().sum()])
+        told = torch.cat((counts, apart)).cpu().numpy()
+        return cls(told[:BINS], *told[BINS:].tolist())
+
+    def merge(self, other: Sketch) -> Sketch:
+        """The sketch of both data sets together."""
+        return Sketch(
+            self.counts + other.counts,
+            self.zeros + other.zeros,
+            self.nan + other.nan,
+            self.pos_inf + other.pos_inf,
+            self.neg_inf + other.neg_inf,
+        )
+
+    @cached_property
+    def total(self) -> int:
+        """The number of finite values, zeros included."""
+        return int(self.counts.sum()) + self.zeros
+
+    @property
+    def nonfinite(self) -> int:
+        """The number of values that are NaN or infinite."""
+        return self.nan + self.pos_inf + self.neg_inf
+
+    @property
+    def zero_share(self) -> float:
+        """The share of exact zeros among the finite values; NaN when there are none."""
+        return self.zeros / self.total if self.total else float("nan")
+
+    @staticmethod
+    def edges() -> np.ndarray:
+        """The borders of the 2,049 cells of `ordered`, ascending, float64 (2050,), from −2³² to 2³².
+
+        0 stands twice: the cell between holds exact zeros. Values beyond the outer borders are in the outer cells.
+        """
+        return _edges()
+
+    def ordered(self) -> np.ndarray:
+        """The counts along the real line, int64 (2049,): negative bins, exact zeros, positive bins."""
+        return np.concatenate((self.counts[: _HALF - 1 : -1], [self.zeros], self.counts[:_HALF]))
+
+    def quantile(self, q: ArrayLike) -> Any:
+        """The value below which a share `q` of the finite values lies, within a bin's width of `numpy.quantile`.
+
+        Order statistics are placed evenly inside their bin and interpolated as numpy does. A float for a float, an
+        array for an array; NaN when there are no finite values.
+        """
+        place = np.asarray(q, dtype=np.float64) * (self.total - 1)
+        low = np.floor(place)
+        value = self._order_statistic(low)
+        value = value + (place - low) * (self._order_statistic(np.ceil(place)) - value)
+        return value if np.ndim(q) else float(value)
+
+    def _order_statistic(self, rank: np.ndarray) -> np.ndarray:
+        if not self.total:
+            return np.full(np.shape(rank), np.nan)
+        counts, edges = self.ordered(), _edges()
+        until = np.cumsum(counts)
+        cell = np.searchsorted(until, rank, side="right")
+        inside = (rank - (until[cell] - counts[cell]) + 0.5) / counts[cell]
+        return edges[cell] + inside * (edges[cell + 1] - edges[cell])
+
+    def below(self, t: float) -> float:
+        """The share of finite values strictly below `t`, interpolated inside a bin; NaN when there are none."""
+        if not self.total:
+            return float("nan")
+        until = np.concatenate(([0], np.cumsum(self.ordered())))
+        side = slice(0, _HALF + 1) if t <= 0 else slice(_HALF + 1, None)
+        return float(np.interp(t, _edges()[side], until[side])) / self.total
+
+    def above(self, t: float) -> float:
+        """The share of finite values strictly above `t`, interpolated inside a bin; NaN when there are none."""
+        return self.mirrored().below(-t)
+
+    def outside(self, low: float | None = None, high: float | None = None) -> float:
+        """The share of finite values below `low` or above `high`; None leaves that side out."""
+        below = 0.0 if low is None else self.below(low)
+        above = 0.0 if high is None else self.above(high)
+        return below + above if self.total else float("nan")
+
+    def mirrored(self) -> Sketch:
+        """The sketch of −x."""
+        return Sketch(np.roll(self.counts, _HALF), self.zeros, self.nan, self.neg_inf, self.pos_inf)
+
+    def to_arrays(self) -> Arrays:
+        """bins: numbers of the filled bins (uint16); counts: what they hold; apart: zeros, NaN, +∞, −∞."""
+        filled = np.flatnonzero(self.counts)
+        counts = self.counts[filled]
+        return {
+            "bins": filled.astype(np.uint16),
+            "counts": counts.astype(np.min_scalar_type(int(counts.max(initial=0)))),
+            "apart": np.array([self.zeros, self.nan, self.pos_inf, self.neg_inf], dtype=np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Sketch:
+        """The inverse of `to_arrays`."""
+        counts = np.zeros(BINS, dtype=np.int64)
+        counts[np.asarray(arrays["bins"], dtype=np.int64)] = arrays["counts"]
+        return cls(counts, *(int(number) for number in arrays["apart"]))
+
+
+def codes(x: torch.Tensor) -> torch.Tensor:
+    """The bin of each element of a float32 or float64 tensor, int32 of the same shape; zero counts as underflow."""
+    import torch
+
+    if x.dtype == torch.float64:
+        leading = (x.view(torch.int64) >> 48).to(torch.int32)  # sign, 11 bits of exponent, 4 of mantissa
+        exponents, bias = 0x7FFF, 1023
+    else:
+        leading = x.view(torch.int32) >> 19  # sign, 8 bits of exponent, 4 of mantissa
+        exponents, bias = 0xFFF, 127
+    code = (leading & exponents).sub_((bias + _LOWEST) * _STEPS).clamp_(0, _HALF - 1)
+    return code.add_(leading.lt(0), alpha=_HALF)
+
+
+@cache
+def _edges() -> np.ndarray:
+    code = np.arange(1, _HALF + 1)
+    magnitude = np.ldexp(1 + (code % _STEPS) / _STEPS, code // _STEPS + _LOWEST)
+    edges = np.concatenate((-magnitude[::-1], [0.0, 0.0], magnitude))
+    edges.flags.writeable = False
+    return edges

@@ -1,0 +1,116 @@
+"""What is kept of one tensor at one step: its moments, its sketch, its range, and moments per channel on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import fsum, nan, sqrt
+from typing import Any
+
+import numpy as np
+
+from normscope.stats.moments import Moments
+from normscope.stats.monoid import Arrays, Monoid, prefixed, unprefixed
+from normscope.stats.sketch import Sketch
+from normscope.stats.values import values
+from normscope.terms.datum import Datum
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Summary(Monoid, Datum):
+    """Moments and sketch of one tensor, or of a sample of it.
+
+    low, high: the least and the greatest finite value seen (NaN when none was). size: the number of elements of the
+    tensor it stands for, at least the number seen. channels: moments per channel, None where they were not taken.
+    """
+
+    moments: Moments
+    sketch: Sketch
+    low: float
+    high: float
+    size: int
+    channels: Moments | None = None
+
+    @classmethod
+    def empty(cls) -> Summary:
+        """The summary of nothing: the identity of `merge`."""
+        return cls(Moments.empty(), Sketch.empty(), nan, nan, 0)
+
+    @classmethod
+    def of(cls, x: Any, channel_axis: int | None = None) -> Summary:
+        """The summary of every element of a tensor or array; with moments per channel when `channel_axis` is given."""
+        tensor = values(x)
+        channels = None if channel_axis is None else Moments.of(tensor, channel_axis)
+        moments = Moments.of(tensor) if channels is None else channels.pooled()
+        seen = tensor[tensor.isfinite()]
+        low, high = (float(seen.min()), float(seen.max())) if seen.numel() else (nan, nan)
+        return cls(moments, Sketch.of(tensor), low, high, tensor.numel(), channels)
+
+    def merge(self, other: Summary) -> Summary:
+        """The summary of both tensors together, each sample weighing as many elements as it saw.
+
+        Channels are kept when both have them; a summary of nothing changes nothing. Raises `ShapeError` when both
+        have channels, but not as many.
+        """
+        if self.size == 0 or other.size == 0:
+            return other if self.size == 0 else self
+        both = self.channels is not None and other.channels is not None
+        return Summary(
+            self.moments + other.moments,
+            self.sketch + other.sketch,
+            float(np.fmin(self.low, other.low)),
+            float(np.fmax(self.high, other.high)),
+            self.size + other.size,
+            self.channels + other.channels if both else None,  # pyright: ignore[reportOptionalOperand]
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean of the finite values; NaN when there are none."""
+        return float(self.moments.mean)
+
+    @property
+    def std(self) -> float:
+        """The biased standard deviation of the finite values; NaN when there are none."""
+        return float(self.moments.std)
+
+    @property
+    def rms(self) -> float:
+        """The root of the mean square of the finite values; NaN when there are none."""
+        return sqrt(fsum((self.mean**2, float(self.moments.var))))
+
+    @property
+    def zero_share(self) -> float:
+        """The share of exact zeros among the finite values; NaN when there are none."""
+        return self.sketch.zero_share
+
+    @property
+    def nonfinite_share(self) -> float:
+        """The share of NaN and infinities among all values seen; NaN when none was seen."""
+        seen = self.sketch.total + self.sketch.nonfinite
+        return self.sketch.nonfinite / seen if seen else nan
+
+    def to_arrays(self) -> Arrays:
+        """The arrays of moments and sketch, `range` (low, high), `size`, and `channels.…` where they were taken."""
+        channels = {} if self.channels is None else prefixed("channels.", self.channels.to_arrays())
+        return {
+            **self.moments.to_arrays(),
+            **self.sketch.to_arrays(),
+            "range": np.array([self.low, self.high], dtype=np.float64),
+            "size": np.array(self.size, dtype=np.int64),
+            **channels,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Summary:
+        """The inverse of `to_arrays`."""
+        channels = unprefixed("channels.", arrays)
+        low, high = (float(bound) for bound in arrays["range"])
+        return cls(
+            Moments.from_arrays(arrays),
+            Sketch.from_arrays(arrays),
+            low,
+            high,
+            int(arrays["size"]),
+            Moments.from_arrays(channels) if channels else None,
+        )
