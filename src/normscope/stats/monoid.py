@@ -1,4 +1,4 @@
-"""What `Moments`, `Sketch` and `Summary` share: an empty identity, an associative merge, arrays that hold everything."""
+"""What `Moments`, `Sketch` and `Summary` share: a merge, and arrays that hold everything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Monoid:
 
     __slots__ = ()
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Self:
         """What one pass over both data sets would have found."""
         raise NotImplementedError
 
@@ -27,10 +27,14 @@ class Monoid:
         raise NotImplementedError
 
     def __add__(self, other: Self) -> Self:
-        return self.merge(other) if isinstance(other, type(self)) else NotImplemented
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.merge(other)
 
     def __radd__(self, other: Any) -> Self:
-        return self if isinstance(other, int) and other == 0 else NotImplemented  # the start of sum(…)
+        if not (isinstance(other, int) and other == 0):  # what sum(…) starts from
+            return NotImplemented
+        return self
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from normscope.stats.cdf import Cdf
 from normscope.stats.monoid import Arrays, Monoid
 from normscope.stats.values import values
 from normscope.terms.datum import Datum
@@ -95,48 +96,30 @@ class Sketch(Monoid, Datum):
         """The counts along the real line, int64 (2049,): negative bins, exact zeros, positive bins."""
         return np.concatenate((self.counts[: _HALF - 1 : -1], [self.zeros], self.counts[:_HALF]))
 
+    def cdf(self, low: float = -np.inf, high: float = np.inf) -> Cdf:
+        """The cumulative distribution over the cells of `ordered`, whose borders are moved into [low, high]."""
+        return Cdf(_edges().clip(low, high), np.concatenate(([0], np.cumsum(self.ordered()))))
+
     def quantile(self, q: ArrayLike) -> Any:
         """The value below which a share `q` of the finite values lies, within a bin's width of `numpy.quantile`.
 
-        Order statistics are placed evenly inside their bin and interpolated as numpy does. A float for a float, an
-        array for an array; NaN when there are no finite values.
+        A float for a float, an array for an array; NaN when there are no finite values.
         """
-        place = np.asarray(q, dtype=np.float64) * (self.total - 1)
-        low = np.floor(place)
-        value = self._order_statistic(low)
-        value = value + (place - low) * (self._order_statistic(np.ceil(place)) - value)
-        return value if np.ndim(q) else float(value)
-
-    def _order_statistic(self, rank: np.ndarray) -> np.ndarray:
-        if not self.total:
-            return np.full(np.shape(rank), np.nan)
-        counts, edges = self.ordered(), _edges()
-        until = np.cumsum(counts)
-        cell = np.searchsorted(until, rank, side="right")
-        inside = (rank - (until[cell] - counts[cell]) + 0.5) / counts[cell]
-        return edges[cell] + inside * (edges[cell + 1] - edges[cell])
+        return self.cdf().quantile(q)
 
     def below(self, t: float) -> float:
         """The share of finite values strictly below `t`, interpolated inside a bin; NaN when there are none."""
-        if not self.total:
-            return float("nan")
-        until = np.concatenate(([0], np.cumsum(self.ordered())))
-        side = slice(0, _HALF + 1) if t <= 0 else slice(_HALF + 1, None)
-        return float(np.interp(t, _edges()[side], until[side])) / self.total
+        return float(self.cdf().below(t))
 
     def above(self, t: float) -> float:
         """The share of finite values strictly above `t`, interpolated inside a bin; NaN when there are none."""
-        return self.mirrored().below(-t)
+        return 1 - float(self.cdf().upto(t))
 
     def outside(self, low: float | None = None, high: float | None = None) -> float:
         """The share of finite values below `low` or above `high`; None leaves that side out."""
         below = 0.0 if low is None else self.below(low)
         above = 0.0 if high is None else self.above(high)
         return below + above if self.total else float("nan")
-
-    def mirrored(self) -> Sketch:
-        """The sketch of −x."""
-        return Sketch(np.roll(self.counts, _HALF), self.zeros, self.nan, self.neg_inf, self.pos_inf)
 
     def to_arrays(self) -> Arrays:
         """bins: numbers of the filled bins (uint16); counts: what they hold; apart: zeros, NaN, +∞, −∞."""

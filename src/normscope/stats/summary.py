@@ -8,7 +8,9 @@ from math import fsum, nan, sqrt
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from normscope.stats.cdf import Cdf
 from normscope.stats.moments import Moments
 from normscope.stats.monoid import Arrays, Monoid, prefixed, unprefixed
 from normscope.stats.sketch import Sketch
@@ -54,14 +56,13 @@ class Summary(Monoid, Datum):
         """
         if self.size == 0 or other.size == 0:
             return other if self.size == 0 else self
-        both = self.channels is not None and other.channels is not None
         return Summary(
             self.moments + other.moments,
             self.sketch + other.sketch,
             float(np.fmin(self.low, other.low)),
             float(np.fmax(self.high, other.high)),
             self.size + other.size,
-            self.channels + other.channels if both else None,  # pyright: ignore[reportOptionalOperand]
+            self.channels.merge(other.channels) if self.channels and other.channels else None,
         )
 
     @property
@@ -78,6 +79,14 @@ class Summary(Monoid, Datum):
     def rms(self) -> float:
         """The root of the mean square of the finite values; NaN when there are none."""
         return sqrt(fsum((self.mean**2, float(self.moments.var))))
+
+    def cdf(self) -> Cdf:
+        """The cumulative distribution that the sketch tells, with its outermost bins cut at the range."""
+        return self.sketch.cdf(self.low, self.high) if self.moments.count else self.sketch.cdf()
+
+    def quantile(self, q: ArrayLike) -> Any:
+        """The value below which a share `q` of the finite values lies, never outside the range; see `Sketch`."""
+        return self.cdf().quantile(q)
 
     @property
     def zero_share(self) -> float:
