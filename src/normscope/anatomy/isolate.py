@@ -1,0 +1,121 @@
+"""Running a model without leaving a trace in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from normscope.terms.errors import ModelError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that the user wrote: inside `torch.compile`, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+@contextmanager
+def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
+    """Inside, `model` may be run in any mode; afterwards it is bitwise what it was, whatever happened.
+
+    Buffers are replaced by clones and put back; so are the attributes of every module (counters, caches, the
+    ``training`` flag), the random states of torch, NumPy and Python, and the generators that modules hold. Gradients
+    are neither kept nor cleared here: ask for them with `torch.autograd.grad`, inside (activation checkpointing runs
+    the forward pass again). Compiled parts run eagerly. A forward that writes into its own *parameters* is not undone.
+
+    Args:
+        model: any module; wrappers are passed through.
+        training: False runs every module in evaluation mode. True runs a model in training mode as it stands, frozen
+            parts included, and one in evaluation mode wholly in training mode. None leaves the modes alone.
+
+    Raises:
+        ModelError: a lazy module has not seen its first batch, so running it would create its parameters.
+    """
+    modules = list(unwrapped(model).modules())
+    _refuse_uninitialized(model)
+    kept = [(module, dict(module.__dict__), dict(module._buffers), dict(module._parameters)) for module in modules]
+    caching = torch.is_autocast_cache_enabled()
+    with _random_states_kept(modules), torch.compiler.set_stance("force_eager"):
+        try:
+            # A weight cast without gradients must not be found in autocast's cache by the training step.
+            torch.set_autocast_cache_enabled(False)
+            _exchange_tensors(modules)
+            _set_mode(modules, training)
+            yield
+        finally:
+            for module, attributes, buffers, parameters in kept:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+                _refill(module._buffers, buffers)
+                _refill(module._parameters, parameters)
+            torch.set_autocast_cache_enabled(caching)
+
+
+def _exchange_tensors(modules: list[nn.Module]) -> None:
+    clones: dict[int, Tensor] = {}
+
+    def cloned(tensor: Tensor) -> Tensor:
+        if id(tensor) not in clones:
+            clones[id(tensor)] = tensor.detach().clone()
+        return clones[id(tensor)]
+
+    for module in modules:
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = cloned(buffer)
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, Tensor) and not value.requires_grad:
+                module.__dict__[name] = cloned(value)
+
+
+def _set_mode(modules: list[nn.Module], training: bool | None) -> None:
+    # The flag itself, not .train(): a module may do more there, such as merging low-rank weights.
+    if training is None or (training and modules[0].training):
+        return
+    for module in modules:
+        module.training = training
+
+
+def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
+    target.clear()
+    target.update(content)
+
+
+def _refuse_uninitialized(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in tensors):
+            raise ModelError(
+                "A model was to be run before it has its parameters.",
+                found=f"{type(module).__name__} without shapes at `{path or '(model)'}`",
+                because="a lazy module makes its parameters in its first forward pass, and that must be yours",
+                do="run one batch through the model first",
+            )
+
+
+@contextmanager
+def _random_states_kept(modules: list[nn.Module]) -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python, numpy = random.getstate(), np.random.get_state()
+    held = [value for module in modules for value in module.__dict__.values() if isinstance(value, torch.Generator)]
+    states = [generator.get_state() for generator in held]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for generator, state in zip(held, states):
+                generator.set_state(state)

@@ -1,0 +1,125 @@
+"""Reading a module: which normalization it is, and what part it plays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from normscope.anatomy.measure import measured
+from normscope.terms.activations import BY_CLASS, Activation, activation_named
+from normscope.terms.catalog import CATALOG
+from normscope.terms.site import Role
+from normscope.terms.spec import NormSpec
+
+_PRODUCERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.MultiheadAttention,
+)
+_PRODUCERS_BY_NAME = {"Conv1D"}  # transformers' GPT-2 linear layer
+
+
+def spec_of(module: nn.Module) -> NormSpec | None:
+    """The normalization that `module` computes, or None when it is none that a `NormSpec` can say.
+
+    Read off the attributes of torch.nn's classes (and subclasses that keep their ``forward``) and of modules that
+    carry a `NormSpec` as ``spec``. Any other class whose name says "norm" is measured: a small tensor is given to a
+    copy with random weights, in both modes, and the answer is compared with the catalog. A container that merely holds
+    a norm, a reparametrization of weights, and what agrees with no row give None; nothing is guessed. The module and
+    the random state stay as they are.
+    """
+    if isinstance(own := getattr(module, "spec", None), NormSpec):
+        return own if own.weights is None or own.scale is not None else None
+    for kind in type(module).__mro__:
+        if kind in _READERS:
+            return _READERS[kind](module) if type(module).forward is kind.forward else measured(module)
+    return measured(module) if "norm" in type(module).__name__.lower() else None
+
+
+def role_of(module: nn.Module) -> Role:
+    """What `module` does: ``norm``, ``producer`` (linear, convolution, recurrent, embedding, attention),
+    ``activation``, or ``other``.
+    """
+    if isinstance(module, _PRODUCERS) or type(module).__name__ in _PRODUCERS_BY_NAME:
+        return "producer"
+    if activation_of(module) is not None:
+        return "activation"
+    return "norm" if spec_of(module) is not None else "other"
+
+
+def activation_of(module: nn.Module | None) -> Activation | None:
+    """The activation function that `module` computes, by its class or a class it derives from; None otherwise."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in BY_CLASS:
+            return BY_CLASS[kind.__name__]
+    return activation_named(type(module).__name__.removesuffix("Activation")) if module is not None else None
+
+
+def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> NormSpec:
+    synchronized = isinstance(module, nn.SyncBatchNorm)
+    spec = CATALOG["SyncBatchNorm" if synchronized else "BatchNorm"].but(eps=module.eps, **_affine(module))
+    if not module.track_running_stats:
+        return spec.but(infer_from="batch", momentum=None)
+    if module.momentum is None:
+        return spec.but(infer_from="cumulative", momentum=None)
+    return spec.but(momentum=module.momentum)
+
+
+def _instance_norm(module: nn.modules.instancenorm._InstanceNorm) -> NormSpec:
+    spec = CATALOG["InstanceNorm"].but(eps=module.eps, **_affine(module))
+    return spec.but(infer_from="running", momentum=module.momentum) if module.track_running_stats else spec
+
+
+def _layer_norm(module: nn.LayerNorm) -> NormSpec:
+    spec = CATALOG["LayerNorm"].but(eps=module.eps, **_affine(module))
+    return spec if len(module.normalized_shape) == 1 else spec.but(over="CS", layout="channels_first")
+
+
+def _group_norm(module: nn.GroupNorm) -> NormSpec:
+    spec = CATALOG["GroupNorm"].but(eps=module.eps, **_affine(module))
+    if module.num_groups == module.num_channels > 1:
+        return spec.but(over="S", groups=1)
+    return spec.but(groups=module.num_groups)
+
+
+def _rms_norm(module: nn.RMSNorm) -> NormSpec:
+    weight = module.weight
+    eps = (
+        module.eps
+        if module.eps is not None
+        else torch.finfo((weight if weight is not None else torch.empty(0)).dtype).eps
+    )
+    spec = CATALOG["RMSNorm"].but(eps=eps, cast=_torch_rms_cast(), **_affine(module))
+    return spec if len(module.normalized_shape) == 1 else spec.but(over="CS", layout="channels_first")
+
+
+def _affine(module: nn.Module) -> dict[str, bool]:
+    return {name: getattr(module, of, None) is not None for name, of in (("affine", "weight"), ("bias", "bias"))}
+
+
+@functools.cache
+def _torch_rms_cast() -> str:
+    """Where torch's RMSNorm returns to half precision: before the weight up to some version, after it since."""
+    x = torch.arange(1.0, 257.0).to(torch.bfloat16)
+    weight = (x / 97).flip(0)
+    wide = x.float() * torch.rsqrt(x.float().square().mean() + 1e-6)
+    late = (wide * weight.float()).to(torch.bfloat16)
+    return "output" if torch.equal(nn.functional.rms_norm(x, (256,), weight, 1e-6), late) else "normalized"
+
+
+_READERS: dict[type, Callable[..., NormSpec]] = {
+    nn.modules.batchnorm._BatchNorm: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,
+    nn.modules.instancenorm._InstanceNorm: _instance_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.RMSNorm: _rms_norm,
+}

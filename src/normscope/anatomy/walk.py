@@ -1,0 +1,155 @@
+"""`sites`: every norm, producer and activation of a model, as places to observe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from normscope.anatomy.batch import Probe, first_tensor
+from normscope.anatomy.flow import Flow
+from normscope.anatomy.isolate import unwrapped
+from normscope.anatomy.observe import OUTSIDE, Call, observe
+from normscope.anatomy.recognize import role_of, spec_of
+from normscope.terms.site import Site
+
+# Functions whose result has the axes of their first argument in another order or number.
+_REARRANGING = frozenset(
+    [
+        "permute",
+        "transpose",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "reshape",
+        "view",
+        "flatten",
+        "unflatten",
+        "Flatten",
+        "Unflatten",
+        "matmul",
+        "bmm",
+        "einsum",
+        "__getitem__",
+        "squeeze",
+        "unsqueeze",
+        "stack",
+    ]
+)
+
+
+def sites(model: nn.Module, example: Any = None) -> tuple[Site, ...]:
+    """Every norm, producer and activation of `model`, each the site of its output.
+
+    Args:
+        model: any module; `torch.compile` and data-parallel wrappers are passed through.
+        example: a batch by the convention of `Probe.of`. With it the model runs once, in evaluation mode and without
+            a trace: every call is a site, in execution order; activation functions called inside ``forward`` are
+            sites ``<module path>/<function>``; `Site.depth` numbers the sites as they ran, and modules that never ran
+            come last with depth -1. Without it modules come, and `depth` numbers them, in the order of registration.
+
+    A module that is registered several times is one site (for each call) with the other paths as `aliases`. The parts
+    of a norm, producer or activation are no sites of their own.
+
+    Raises:
+        DataError: `example` is nothing that the model can be called with.
+        ModelError: the model raised.
+    """
+    model = unwrapped(model)
+    at_rest = _registered(model)
+    if example is None:
+        return tuple(replace(site, depth=depth) for depth, site in enumerate(at_rest.values()))
+    return _run(model, at_rest, Probe.of(example))
+
+
+def _registered(model: nn.Module) -> dict[str, Site]:
+    """The sites of the modules, by path, in order of registration."""
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in _outermost(model):
+        paths.setdefault(module, []).append(path)
+    return {path: _site(path, module, tuple(aliases)) for module, (path, *aliases) in paths.items()}
+
+
+def _outermost(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    if role_of(module) != "other":
+        yield path, module
+        return
+    for name, child in module._modules.items():  # named_children() would leave out a second name
+        if child is not None:
+            yield from _outermost(child, f"{path}.{name}" if path else name)
+
+
+def _site(path: str, module: nn.Module, aliases: tuple[str, ...]) -> Site:
+    return Site(
+        path,
+        role=role_of(module),
+        kind=type(module).__name__,
+        channel_axis=_own_axis(module, None),
+        spec=spec_of(module),
+        aliases=aliases,
+    )
+
+
+def _run(model: nn.Module, at_rest: dict[str, Site], probe: Probe) -> tuple[Site, ...]:
+    """The sites of the calls in one run, then those of the modules that did not run."""
+    calls: list[Call] = []
+    axes: list[tuple[int, int | None]] = []  # of each call: axes of its output, and which of them holds channels
+
+    def follow(call: Call, inputs: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        rank = tensor.ndim if tensor is not None else 0
+        calls.append(call)
+        axes.append((rank, _channel_axis(call, rank, axes)))
+
+    observe(model, follow, probe, training=False)
+    flow = Flow(tuple(calls))
+    ran = [call for call in calls if call.role != "other" and (call.module is None or call.path in at_rest)]
+    ran = [call for call in ran if call.module is not None or call.role == "activation"]
+    found = []
+    for depth, call in enumerate(ran):
+        site = at_rest.get(call.path) if call.module is not None else None
+        site = site or Site(call.path, role=call.role, kind=call.kind)
+        axis = axes[call.index][1]
+        found.append(replace(site, call=call.call, depth=depth, channel_axis=axis, feeds=_feeds(flow, call)))
+    seen = {call.path for call in ran}
+    return (*found, *(site for path, site in at_rest.items() if path not in seen))
+
+
+def _feeds(flow: Flow, call: Call) -> str | None:
+    """The activation function that takes the output of a norm or producer at once."""
+    if call.role not in ("norm", "producer"):
+        return None
+    functions = (other.activation for other in flow.consumers(call, skip=True))
+    return next((function.name for function in functions if function is not None), None)
+
+
+def _channel_axis(call: Call, rank: int, axes: list[tuple[int, int | None]]) -> int | None:
+    """The axis of channels in a call's output: its own, or that of the value it works on, or the usual one."""
+    if not rank:
+        return None
+    if call.module is not None and call.role in ("norm", "producer"):
+        return _own_axis(call.module, rank)
+    if call.kind in _REARRANGING:
+        return 1 if rank >= 3 else -1
+    for index in call.inputs:
+        if index != OUTSIDE and axes[index][0] == rank:
+            return axes[index][1]
+    return 1 if rank >= 3 else -1
+
+
+def _own_axis(module: nn.Module, rank: int | None) -> int | None:
+    """Where `module` puts channels in an output of `rank` axes (None: with a batch axis)."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        unbatched = rank == len(module.kernel_size) + 1
+        return 0 if unbatched else 1
+    spec = spec_of(module)
+    if spec is not None:
+        return 1 if spec.layout == "channels_first" and rank != 1 else -1
+    return -1 if role_of(module) == "producer" else None
