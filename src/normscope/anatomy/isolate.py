@@ -96,7 +96,7 @@ def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
 def _refuse_uninitialized(model: nn.Module) -> None:
     for path, module in model.named_modules():
         tensors = (*module._parameters.values(), *module._buffers.values())
-        if any(is_lazy(tensor) for tensor in tensors):
+        if any(tensor is not None and is_lazy(tensor) for tensor in tensors):
             raise ModelError(
                 "A model was to be run before it has its parameters.",
                 found=f"{type(module).__name__} without shapes at `{path or '(model)'}`",

@@ -26,26 +26,15 @@ from normscope.terms.datum import Datum
 from normscope.terms.errors import DataError, ModelError
 from normscope.terms.site import Role
 
-OUTSIDE = -1  # the index of no call: a model input, a parameter, a constant
+# Indices of no call, in `Call.inputs`.
+INPUT = -1  # the value came in with the batch
+CONSTANT = -2  # a parameter, a buffer, a number, or a value whose making was not seen
 
-_PRODUCING = frozenset(
-    [
-        "linear",
-        "bilinear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "embedding",
-        "embedding_bag",
-        "multi_head_attention_forward",
-        "scaled_dot_product_attention",
-    ]
-)
-
-_SPELLED = {"log_sigmoid": "logsigmoid", "expit": "sigmoid", "special_expit": "sigmoid"}
+_PRODUCING = {
+    *("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("embedding", "embedding_bag", "multi_head_attention_forward", "scaled_dot_product_attention"),
+}
+_SPELLED = {"log_sigmoid": "logsigmoid", "expit": "sigmoid", "iadd": "add", "imul": "mul", "isub": "sub"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,10 +44,11 @@ class Call(Datum):
     Attributes:
         index: the place in the order of the run, from 0.
         path: the module's path; for a function ``<path of the calling module>/<function>``, as in `Site.path`.
-        kind: the class of the module, or the name of the function (activations by torch's functional name).
+        kind: the class of the module, or the name of the function without underscores (``x.add_(y)`` and ``x += y``
+            are ``add``); activations by torch's functional name.
         call: which call of this path within the run, from 0.
-        inputs: for each tensor argument in order, the index of the call that made its value; `OUTSIDE` (-1) for the
-            model's inputs, parameters and constants.
+        inputs: for each tensor argument in order, the index of the call that made its value, or `INPUT` (-1) for a
+            value of the batch, or `CONSTANT` (-2) for a parameter and anything else that no call made.
         role: what it does.
         module: the module, or None for a function.
     """
@@ -148,6 +138,7 @@ class _Observer(TorchFunctionMode):
             handle.remove()
 
     def run(self, probe: Probe, model: nn.Module) -> Any:
+        self._maker.update(dict.fromkeys(tensors((probe.args, probe.kwargs)), INPUT))
         try:
             return probe.run(model)
         except DataError:
@@ -167,13 +158,13 @@ class _Observer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._opaque is not None:
             return func(*args, **kwargs)
-        kind = _function_name(func)
+        kind = function_name(func)
         given = tensors((args, kwargs))
         place = self._places[-1] if self._places else ""
-        call = self._call(f"{place}/{kind}", kind, given, _function_role(kind))
+        call = self._call(f"{place}/{kind}", kind, given, function_role(kind))
         self._tell_before(call, given)
         output = func(*args, **kwargs)
-        self._tell(call, given, output, made=args[0] if kind == "__setitem__" else output)
+        self._tell(call, given, args[0] if kind == "setitem" else output)
         return output
 
     def _hooked(self, path: str, module: nn.Module) -> tuple[Any, Any]:
@@ -198,7 +189,7 @@ class _Observer(TorchFunctionMode):
             elif self._opaque[0] is module:
                 _, call, given = self._opaque
                 self._opaque = None
-                self._tell(call, given, output, made=output)
+                self._tell(call, given, output)
             else:
                 return
             self._places.pop()
@@ -215,20 +206,20 @@ class _Observer(TorchFunctionMode):
         """Tell a module whose parts were not seen to make its output (a custom autograd function) as one call."""
         if any(tensor not in self._maker for tensor in tensors(output)) and any(t in self._maker for t in given):
             call = self._call(path, type(module).__name__, given, "other", module)
-            self._tell(call, given, output, made=output)
+            self._tell(call, given, output)
 
     def _call(
         self, path: str, kind: str, given: tuple[Tensor, ...], role: Role, module: nn.Module | None = None
     ) -> Call:
-        inputs = tuple(self._maker[tensor] if tensor in self._maker else OUTSIDE for tensor in given)
+        inputs = tuple(int(self._maker.get(tensor, CONSTANT)) for tensor in given)  # type: ignore[arg-type]
         return Call(self._index, path, kind, self._counts[path], inputs, role, module)
 
     def _tell_before(self, call: Call, given: tuple[Tensor, ...]) -> None:
         if self._before is not None and call.role != "other":
             self._guarded(self._before, call, given)
 
-    def _tell(self, call: Call, given: tuple[Tensor, ...], output: Any, *, made: Any) -> None:
-        results = tensors(made)
+    def _tell(self, call: Call, given: tuple[Tensor, ...], output: Any) -> None:
+        results = tensors(output)
         if not results:
             return
         self._index += 1
@@ -252,15 +243,19 @@ def is_opaque(module: nn.Module) -> bool:
     return role_of(module) != "other" or (from_torch and not any(True for _ in module.children()))
 
 
-def _function_name(func: Any) -> str:
-    name = getattr(func, "__name__", type(func).__name__)
+def function_name(func: Any) -> str:
+    """The name of a torch function, method, operator or property, alike however it was called."""
+    name = func if isinstance(func, str) else getattr(func, "__name__", type(func).__name__)
     if name == "__get__":  # a property of the tensor, such as .T
-        name = getattr(func.__self__, "__name__", name)
-    row = activation_named(_SPELLED.get(name, name.removeprefix("special_").lstrip("_") if name[:2] != "__" else name))
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    name = name.strip("_").removeprefix("special_")
+    name = _SPELLED.get(name, name)
+    row = activation_named(name)
     return row.name if row is not None else name
 
 
-def _function_role(kind: str) -> Role:
+def function_role(kind: str) -> Role:
+    """What the function of that name does."""
     if kind in _PRODUCING:
         return "producer"
     return "activation" if kind in ACTIVATIONS else "other"

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from normscope.anatomy.batch import Probe, first_tensor
-from normscope.anatomy.flow import Flow
+from normscope.anatomy.flow import Flow, symbolic
 from normscope.anatomy.isolate import unwrapped
-from normscope.anatomy.observe import OUTSIDE, Call, observe
+from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.recognize import role_of, spec_of
 from normscope.terms.site import Site
 
@@ -37,7 +37,7 @@ _REARRANGING = frozenset(
         "matmul",
         "bmm",
         "einsum",
-        "__getitem__",
+        "getitem",
         "squeeze",
         "unsqueeze",
         "stack",
@@ -65,7 +65,10 @@ def sites(model: nn.Module, example: Any = None) -> tuple[Site, ...]:
     model = unwrapped(model)
     at_rest = _registered(model)
     if example is None:
-        return tuple(replace(site, depth=depth) for depth, site in enumerate(at_rest.values()))
+        feeds = _feeds(symbolic(model))
+        return tuple(
+            replace(site, depth=depth, feeds=feeds.get((site.path, 0))) for depth, site in enumerate(at_rest.values())
+        )
     return _run(model, at_rest, Probe.of(example))
 
 
@@ -109,25 +112,22 @@ def _run(model: nn.Module, at_rest: dict[str, Site], probe: Probe) -> tuple[Site
         axes.append((rank, _channel_axis(call, rank, axes)))
 
     observe(model, follow, probe, training=False)
-    flow = Flow(tuple(calls))
-    ran = [call for call in calls if call.role != "other" and (call.module is None or call.path in at_rest)]
-    ran = [call for call in ran if call.module is not None or call.role == "activation"]
+    feeds = _feeds(Flow(tuple(calls)))
+    feeds = _feeds(Flow(tuple(calls)))
     found = []
-    for depth, call in enumerate(ran):
-        site = at_rest.get(call.path) if call.module is not None else None
-        site = site or Site(call.path, role=call.role, kind=call.kind)
-        axis = axes[call.index][1]
-        found.append(replace(site, call=call.call, depth=depth, channel_axis=axis, feeds=_feeds(flow, call)))
-    seen = {call.path for call in ran}
+    for call in calls:
+        if (call.path in at_rest) if call.module is not None else (call.role == "activation"):
+            site = at_rest.get(call.path) or Site(call.path, role=call.role, kind=call.kind)
+            place = {"call": call.call, "depth": len(found), "channel_axis": axes[call.index][1]}
+            found.append(replace(site, **place, feeds=feeds.get((call.path, call.call))))
+    seen = {site.path for site in found}
     return (*found, *(site for path, site in at_rest.items() if path not in seen))
 
 
-def _feeds(flow: Flow, call: Call) -> str | None:
-    """The activation function that takes the output of a norm or producer at once."""
-    if call.role not in ("norm", "producer"):
-        return None
-    functions = (other.activation for other in flow.consumers(call, skip=True))
-    return next((function.name for function in functions if function is not None), None)
+def _feeds(flow: Flow | None) -> dict[tuple[str, int], str | None]:
+    """By path and number of call: the activation function that takes the value of a norm or producer at once."""
+    calls = flow.calls if flow is not None else ()
+    return {(call.path, call.call): flow.feeds(call) for call in calls if call.role in ("norm", "producer")}  # type: ignore[union-attr]
 
 
 def _channel_axis(call: Call, rank: int, axes: list[tuple[int, int | None]]) -> int | None:
@@ -139,7 +139,7 @@ def _channel_axis(call: Call, rank: int, axes: list[tuple[int, int | None]]) -> 
     if call.kind in _REARRANGING:
         return 1 if rank >= 3 else -1
     for index in call.inputs:
-        if index != OUTSIDE and axes[index][0] == rank:
+        if index >= 0 and axes[index][0] == rank:
             return axes[index][1]
     return 1 if rank >= 3 else -1
 
