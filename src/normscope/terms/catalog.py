@@ -24,8 +24,6 @@ CATALOG: Mapping[str, NormSpec] = MappingProxyType(
         "LayerNorm2d": _LAYER.but(over="C"),
         "GroupNorm": _LAYER.but(groups=32),
         "InstanceNorm": _LAYER.but(over="S", affine=False, bias=False),
-        "RMSNorm": _LAYER.but(
-            over="C", layout="channels_last", center=False, scale="rms", bias=False, cast="normalized", eps=1e-6
-        ),
+        "RMSNorm": _LAYER.but(over="C", layout="channels_last", center=False, scale="rms", bias=False, eps=None),
     }
 )

@@ -49,7 +49,8 @@ class NormSpec(Datum):
         layout: where the channel axis of the input stands, after the batch or last.
         center: whether μ is subtracted.
         scale: what σ is; None leaves the scale alone.
-        eps: the guard of the division.
+        eps: the guard of the division; None is the machine epsilon of the dtype in which the statistics are taken
+            (torch.nn.RMSNorm's default).
         eps_place: ``"inside"`` the root, ``"outside"`` it, or as a ``"floor"`` of σ.
         affine: whether there is a learned weight g.
         bias: whether there is a learned offset b.
@@ -57,6 +58,15 @@ class NormSpec(Datum):
         cast: in half precision, whether x̂ returns to the input's dtype before the weight ("normalized") or after
             everything ("output").
         momentum: weight of the newest batch in running statistics, in torch's meaning; None for sources without.
+        unbiased: whether running statistics hold the unbiased variance (torch) or the biased one (Keras, flax).
+        accumulate: how many batches in a row (micro-batches of gradient accumulation) are merged into one update of
+            the running statistics.
+        virtual_batch: samples in a virtual batch, for ``train_from="ghost"``.
+        corrections: for ``train_from="renormalized"``, the bounds of r and d as ``(limit, first step, last step)``:
+            the bound grows linearly from plain batch normalization (r = 1, d = 0) at the first step to its limit at
+            the last (Ioffe 2017, section 3).
+        decay: for ``train_from="online"``, the decay of the stream's statistics and that of the control of the
+            gradient (Chiley et al. 2019, section 3).
         weights: how the layer's weights are reparametrized, if at all.
         activation: the f of the formula, by torch's functional name, or None.
     """
@@ -68,13 +78,18 @@ class NormSpec(Datum):
     layout: Layout = "channels_first"
     center: bool = True
     scale: Scale | None = "std"
-    eps: float = 1e-5
+    eps: float | None = 1e-5
     eps_place: EpsPlace = "inside"
     affine: bool = True
     bias: bool = True
     weight_offset: float = 0.0
     cast: Cast = "output"
     momentum: float | None = None
+    unbiased: bool = True
+    accumulate: int = 1
+    virtual_batch: int | None = None
+    corrections: tuple[tuple[float, int, int], tuple[float, int, int]] | None = None
+    decay: tuple[float, float] | None = None
     weights: Reparametrization | None = None
     activation: str | None = None
 
@@ -97,7 +112,7 @@ class NormSpec(Datum):
                 because="groups split the channels that share statistics, so there must be at least one, over 'C'",
                 do="add 'C' to `over`, or leave `groups` at 1",
             )
-        if not self.eps >= 0:
+        if self.eps is not None and not self.eps >= 0:
             raise SpecError(
                 "A normalization was described with a negative eps.",
                 found={"eps": self.eps},

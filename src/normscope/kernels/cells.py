@@ -1,0 +1,84 @@
+"""Which cells share statistics: the axes of a tensor, seen through a description.
+
+A tensor of any layout is looked at as (N, G, c, S…): its channel axis of C is split into G groups of c channels. That
+is a view for every memory layout, so nothing is copied and an elementwise result keeps the strides of the input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from normscope.terms.errors import ShapeError
+from normscope.terms.spec import NormSpec
+
+
+class Cells(NamedTuple):
+    """The view of one tensor under one description.
+
+    Attributes:
+        axis: where the groups stand in the split tensor; the channels of a group stand right after.
+        groups: G, the number of groups; C when channels do not share statistics.
+        channels: C.
+        dims: the axes of the split tensor over which statistics run.
+        rank: the number of axes of the split tensor.
+    """
+
+    axis: int
+    groups: int
+    channels: int
+    dims: tuple[int, ...]
+    rank: int
+
+    def split(self, x: Tensor) -> Tensor:
+        """`x` with its channel axis as (groups, channels of a group)."""
+        return x.unflatten(self.axis, (self.groups, self.channels // self.groups))
+
+    def join(self, x: Tensor) -> Tensor:
+        """The split `x` as it was."""
+        return x.flatten(self.axis, self.axis + 1)
+
+    def along_channels(self, values: Tensor) -> Tensor:
+        """One value a channel (C,), or one a group (G,), shaped to meet the split tensor."""
+        shape = [1] * self.rank
+        shape[self.axis] = self.groups
+        shape[self.axis + 1] = values.numel() // self.groups
+        return values.reshape(shape)
+
+    def along_positions(self, mask: Tensor) -> Tensor:
+        """A mask (N, *S), shaped to meet the split tensor."""
+        return mask.unsqueeze(self.axis).unsqueeze(self.axis)
+
+    def count(self, x: Tensor) -> int:
+        """How many cells of the split tensor `x` share one statistic."""
+        return math.prod(x.shape[dim] for dim in self.dims)
+
+
+def cells(x: Tensor, spec: NormSpec) -> Cells:
+    """The view of `x`, (N, C, *S) or (N, *S, C), that `spec` asks for.
+
+    Raises:
+        ShapeError: the channels do not split into the groups.
+    """
+    axis = 1 if spec.layout == "channels_first" else x.ndim - 1
+    channels = x.shape[axis]
+    groups = spec.groups if "C" in spec.over else channels
+    if groups and channels % groups:
+        raise ungroupable(channels, groups)
+    positions = [dim for dim in range(1, x.ndim) if dim != axis]
+    dims = [0] * ("N" in spec.over) + [axis + 1] * ("C" in spec.over)
+    dims += [dim + (dim > axis) for dim in positions] * ("S" in spec.over)
+    return Cells(axis, groups, channels, tuple(dims), x.ndim + 1)
+
+
+def ungroupable(channels: int, groups: int) -> ShapeError:
+    """The error for `channels` that do not split into `groups`."""
+    divisors = [str(number) for number in range(1, channels + 1) if channels % number == 0]
+    return ShapeError(
+        f"A normalization was asked to split {channels} channels into {groups} groups.",
+        found={"groups": groups, "channels": channels},
+        because="every group must hold the same number of channels",
+        do=f"choose a divisor of {channels}: " + ", ".join(divisors),
+    )

@@ -1,0 +1,119 @@
+"""ATen's fused functions, where they compute the formula.
+
+`refuses` says in words what a description asks for that no fused function serves; what it does not refuse, `measured`
+and `applied` compute, equal to the reference up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normscope.kernels.cells import cells
+from normscope.kernels.reference import Statistics
+from normscope.terms.spec import NormSpec
+
+Fused = Callable[[Tensor, NormSpec, "Tensor | None", "Tensor | None"], Tensor]
+
+
+def refuses(spec: NormSpec) -> str | None:
+    """Why ATen does not serve `spec`, or None."""
+    if spec.eps_place != "inside":
+        return f"ATen puts eps inside the root, not {spec.eps_place}"
+    if spec.weight_offset or spec.cast != "output":
+        return "ATen has no weight offset and casts last"
+    if _is_rms(spec):
+        return None
+    if not spec.center or spec.scale != "std" or spec.eps is None:
+        return "ATen centres, and divides by the standard deviation"
+    if _fused(spec) is None:
+        return f"ATen has no function over {''.join(sorted(spec.over))} with the layout {spec.layout}"
+    return None
+
+
+def normalized(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The formula with the statistics of `x` itself."""
+    fused = _rms_norm if _is_rms(spec) else _fused(spec)
+    assert fused is not None, refuses(spec)
+    return fused(x, spec, weight, bias)
+
+
+def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Statistics]:
+    """The formula with the statistics of the batch, and those statistics.
+
+    With momentum 1 ATen's running averages are this batch's own statistics, so the kernel that normalizes is also
+    the one that measures. For statistics per sample, they are averaged over the samples, which is torch's rule.
+    """
+    # ATen wants its buffers in the dtype of the weight; without one, float32 or wider.
+    dtype = weight.dtype if weight is not None else torch.promote_types(x.dtype, torch.float32)
+    first = x if spec.layout == "channels_first" else x.movedim(-1, 1)
+    mean, unbiased = torch.zeros(2, first.shape[1], dtype=dtype, device=x.device).unbind()
+    function = F.batch_norm if "N" in spec.over else F.instance_norm
+    y = _as(function(first, mean, unbiased, weight, bias, True, 1.0, spec.eps or 0.0), first)
+    view = cells(x, spec)
+    count = view.count(view.split(x))
+    var = unbiased * (max(count - 1, 1) / max(count, 1))
+    seen = Statistics(view.along_channels(mean), view.along_channels(var), count)
+    return (y if first is x else y.movedim(1, -1)), seen
+
+
+def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The formula with one given mean and variance a channel, each (C,)."""
+    if spec.layout == "channels_last" and x.ndim > 2:
+        first = F.batch_norm(x.movedim(-1, 1), mean, var, weight, bias, False, 0.0, spec.eps or 0.0)
+        return first.movedim(1, -1)
+    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, spec.eps or 0.0)
+
+
+def _is_rms(spec: NormSpec) -> bool:
+    return spec.scale == "rms" and not spec.center and spec.over == {"C"} and spec.groups == 1 and not spec.bias
+
+
+def _fused(spec: NormSpec) -> Fused | None:
+    over = "".join(sorted(spec.over))
+    if over == "NS":
+        return _batch_norm
+    if over == "C" and spec.groups == 1:
+        return _layer_norm
+    if spec.layout == "channels_first":
+        return {"CS": _group_norm, "S": _instance_norm}.get(over)
+    return None
+
+
+def _batch_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    first = x if spec.layout == "channels_first" else x.movedim(-1, 1)
+    y = F.batch_norm(first, None, None, weight, bias, True, 0.0, spec.eps or 0.0)
+    return y if first is x else y.movedim(1, -1)
+
+
+def _layer_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if spec.layout == "channels_last" or x.ndim == 2:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, spec.eps or 0.0)
+    return _as(F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, spec.eps or 0.0).movedim(-1, 1), x)
+
+
+def _rms_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if spec.layout == "channels_last" or x.ndim == 2:
+        return F.rms_norm(x, x.shape[-1:], weight, spec.eps)
+    return _as(F.rms_norm(x.movedim(1, -1), x.shape[1:2], weight, spec.eps).movedim(-1, 1), x)
+
+
+def _as(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the memory layout of `x`, where ATen left it."""
+    if x.is_contiguous():
+        return y.contiguous()
+    if x.ndim in (4, 5):
+        last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        return y.contiguous(memory_format=last) if x.is_contiguous(memory_format=last) else y
+    return y
+
+
+def _group_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return F.group_norm(x, spec.groups, weight, bias, spec.eps or 0.0)
+
+
+def _instance_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return _as(F.instance_norm(x, None, None, weight, bias, True, 0.0, spec.eps or 0.0), x)

@@ -1,0 +1,217 @@
+"""`Norm`: the layer of any description that the formula covers; `build` makes the layer of any description."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.kernels.cells import ungroupable
+from normscope.kernels.reference import activate
+from normscope.norms.sources import Call, initial_state, run
+from normscope.terms.errors import ShapeError, SpecError
+from normscope.terms.spec import NormSpec
+
+_SAVED = {"running_mean", "running_var", "num_batches_tracked", "population_size"}
+
+
+class Norm(nn.Module):
+    """One normalization, described by `spec`: what it computes is all there.
+
+    Args:
+        spec: the description.
+        channels: C, the number of channels of the input; a tuple where several trailing axes are one (LayerNorm).
+        ranks: how many axes the input may have; None for any.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Shapes:
+        input (N, C, *S), or (N, *S, C) where the description says channels last; mask (N, *S), boolean, True where a
+        cell is counted. The output has the shape, dtype and memory layout of the input; masked cells pass unchanged.
+
+    Raises:
+        SpecError: the description asks for kept statistics that are not one a channel.
+        ShapeError: the channels do not split into the groups; at a call, the input does not fit.
+    """
+
+    _version = 2
+    spec: NormSpec
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        spec: NormSpec,
+        channels: int | tuple[int, ...],
+        *,
+        ranks: tuple[int, ...] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        shape = (channels,) if isinstance(channels, int) else tuple(channels)
+        self.channels = math.prod(shape)
+        self.shape = shape
+        self.ranks = ranks
+        self.process_group: Any = None  # for synchronized statistics; None is the default group
+        if spec.groups > 1 and self.channels % spec.groups:
+            raise ungroupable(self.channels, spec.groups)
+        self.spec = spec
+        for name, wanted in (("weight", spec.affine), ("bias", spec.bias)):
+            values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, values)
+        self._kept: tuple[str, ...] = ()
+        self._keep(device, dtype)
+        self.reset_parameters()
+
+    def _keep(self, device: Any, dtype: Any) -> None:
+        width = self.spec.groups if "C" in self.spec.over else self.channels
+        state = initial_state(self.spec, width)
+        if state and "S" not in self.spec.over:
+            raise SpecError(
+                "A normalization was described with kept statistics, but not over the positions.",
+                found={"over": "".join(sorted(self.spec.over)), "infer_from": self.spec.infer_from},
+                because="kept statistics are one a channel, so positions must share them",
+                do="add 'S' to `over`, or take the statistics from the input or the batch at inference too",
+            )
+        for name, value in state.items():
+            kind = dtype if value.is_floating_point() else None
+            self.register_buffer(name, value.to(device=device, dtype=kind), persistent=name in _SAVED)
+        self._kept = tuple(state)
+
+    def reset_parameters(self) -> None:
+        """Weight such that g = 1, bias 0, and no batch seen."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 1.0 - self.spec.weight_offset)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_running_stats(self) -> None:
+        """As before the first batch: mean 0, variance 1, nothing counted."""
+        for name, buffer in self.state.items():
+            buffer.fill_(1 if name == "running_var" else 0)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The buffers that keep statistics from one batch to the next, by name."""
+        return {name: getattr(self, name) for name in self._kept}
+
+    @property
+    def eps(self) -> float | None:
+        """The guard of the division; setting it changes `spec`."""
+        return self.spec.eps
+
+    @eps.setter
+    def eps(self, value: float | None) -> None:
+        self.spec = self.spec.but(eps=value)
+
+    @property
+    def momentum(self) -> float | None:
+        """The weight of the newest batch in running statistics; setting it changes `spec`."""
+        return self.spec.momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        self.spec = self.spec.but(momentum=value)
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The normalized input."""
+        x = input.flatten(-len(self.shape)) if len(self.shape) > 1 else input
+        self._check(input, x)
+        weight, bias = self.weight, self.bias
+        if len(self.shape) > 1:
+            weight, bias = (None if value is None else value.flatten() for value in (weight, bias))
+        y = run(Call(x, self.spec, weight, bias, self.state, mask, self.process_group), self.training)
+        return activate(y if x is input else y.unflatten(-1, self.shape), self.spec)
+
+    def _check(self, input: Tensor, x: Tensor) -> None:
+        spec = self.spec
+        axis = 1 if spec.layout == "channels_first" else -1
+        if (self.ranks is not None and input.ndim not in self.ranks) or x.ndim < axis + 1 or x.ndim == 0:
+            raise self._misfit(input, "the rank of the input is not one that this layer takes")
+        width = self.channels if len(self.shape) == 1 else self.shape
+        free = "C" not in spec.over and not self._kept and self.weight is None and self.bias is None
+        found = x.shape[axis] if len(self.shape) == 1 else tuple(input.shape[-len(self.shape) :])
+        if found != width and not free:
+            raise self._misfit(input, f"the layer was made for {width} channels")
+        if x.numel() <= x.shape[0] * x.shape[axis]:  # no positions, or one: few cells may share a statistic
+            self._check_cells(x, axis)
+
+    def _check_cells(self, x: Tensor, axis: int) -> None:
+        spec, sizes = self.spec, list(x.shape)
+        channels = sizes.pop(axis)
+        batch = sizes.pop(0) if sizes else 1
+        cells = batch if "N" in spec.over else 1
+        cells *= channels // spec.groups if "C" in spec.over else 1
+        cells *= math.prod(sizes) if "S" in spec.over else 1
+        source = spec.train_from if self.training else spec.infer_from
+        if cells != 1 or not spec.center or source not in ("input", "batch"):
+            return
+        if "C" not in spec.over:
+            raise self._misfit(input=x, because="one cell a statistic shows no spread: the output would be the bias")
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{type(self).__name__} has one cell a statistic for an input of shape {tuple(x.shape)}: "
+                "its output is the bias, whatever the input. Use fewer groups.",
+                stacklevel=4,
+            )
+
+    def _misfit(self, input: Tensor, because: str) -> ShapeError:
+        last = self.spec.layout == "channels_last"
+        wanted = "(N, *, " + ", ".join(map(str, self.shape)) + ")" if last else f"(N, {self.channels}, *)"
+        ranks = f" with {' or '.join(map(str, self.ranks))} axes" if self.ranks else ""
+        return ShapeError(
+            f"{type(self).__name__} was given an input that it cannot normalize.",
+            found={"input": tuple(input.shape), "channels": self.channels, "training": self.training},
+            because=because,
+            do=f"pass {wanted}{ranks}",
+        )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any, **kw: Any) -> None:
+        """Checkpoints of torch's layers before version 2 have no count of batches; frozen layers need none."""
+        count = prefix + "num_batches_tracked"
+        if "num_batches_tracked" in self._kept:
+            if count not in state_dict and (local_metadata.get("version") or 0) < 2:
+                state_dict[count] = torch.tensor(0)
+        elif self._kept:
+            state_dict.pop(count, None)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest, **kw)
+
+    def extra_repr(self) -> str:
+        """The channels and the description."""
+        return f"{', '.join(map(str, self.shape))}, {self.spec!r}"
+
+
+def build(
+    spec: NormSpec,
+    channels: int | tuple[int, ...],
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    rank: int | None = None,
+) -> Norm:
+    """The layer for a description.
+
+    Args:
+        spec: the description, for example ``normscope.catalog["GroupNorm"]``.
+        channels: the channels of its input.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        rank: how many axes its input has (4 for images); None leaves it open.
+
+    Raises:
+        SpecError: the formula does not cover the description.
+        ShapeError: the channels do not split into the groups.
+    """
+    if spec.scale == "whiten" or spec.weights is not None:
+        raise SpecError(
+            "A layer was asked for by a description that the formula does not cover.",
+            found={"scale": spec.scale, "weights": spec.weights},
+            because="whitening divides by a matrix, and a reparametrization belongs to the weights of another layer",
+            do="use normscope.nn.IterNorm, or a function such as normscope.nn.weight_norm(layer)",
+        )
+    return Norm(spec, channels, ranks=None if rank is None else (rank,), device=device, dtype=dtype)

@@ -1,0 +1,67 @@
+"""Where statistics come from: `SOURCES`, one small class a source, and `run`, which puts two of them to work.
+
+A layer has two: the one of `train_from` normalizes while training, and what it measures teaches the one of
+`infer_from`, which normalizes at inference. Any two go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from normscope.norms.sources.averaged import Cumulative, Population, Running
+from normscope.norms.sources.ghost import Ghost
+from normscope.norms.sources.given import Given
+from normscope.norms.sources.measured import Measured, Nothing
+from normscope.norms.sources.renormalized import Renormalized
+from normscope.norms.sources.source import Call, Source
+from normscope.norms.sources.synchronized import Synchronized
+from normscope.terms.spec import NormSpec
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "input": Measured(),
+        "batch": Measured(),
+        "running": Running(),
+        "cumulative": Cumulative(),
+        "population": Population(),
+        "renormalized": Renormalized(),
+        "ghost": Ghost(),
+        "synchronized": Synchronized(),
+        "given": Given(),
+        "none": Nothing(),
+    }
+)
+
+__all__ = ["SOURCES", "Call", "Source", "initial_state", "run"]
+
+
+def initial_state(spec: NormSpec, width: int) -> dict[str, Tensor]:
+    """The buffers that `spec` needs for `width` channels (or groups), in the dtype and on the device of the moment."""
+    return {
+        **SOURCES[spec.train_from].initial(spec, width),
+        **SOURCES[spec.infer_from].initial(spec, width),
+    }
+
+
+def run(call: Call, training: bool) -> Tensor:
+    """The output before the activation; while training, the buffers in `call.state` learn from the batch in place."""
+    infer = SOURCES[call.spec.infer_from]
+    if not training:
+        return infer.normalize(call)
+    train = SOURCES[call.spec.train_from]
+    if not infer.learns or not call.state or recomputing():
+        return train.normalize(call)
+    y, seen = train.measure(call)
+    with torch.no_grad():
+        for statistics in seen:
+            infer.learn(call.state, call.spec, statistics)
+    return y
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is under way: activation checkpointing then runs a batch again that was learned from."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

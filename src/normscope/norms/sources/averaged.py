@@ -1,0 +1,115 @@
+"""Statistics averaged over batches: exponentially, plainly, or merged as one population.
+
+The buffers have torch's names. A batch with a statistic that is not finite is skipped whole and counted in
+``num_batches_skipped`` (not saved, so a `state_dict` is torch's); nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from normscope.kernels.reference import Statistics
+from normscope.norms.sources.given import Given
+from normscope.terms.spec import NormSpec
+
+
+class Running(Given):
+    """An exponential average: the newest batch weighs `spec.momentum`."""
+
+    learns = True
+    averages = True  # of one statistic a batch, rather than a merge of their cells
+
+    def initial(self, spec: NormSpec, width: int) -> dict[str, Tensor]:
+        """Mean 0, variance 1, no batch seen; with accumulation, an empty merge of micro-batches."""
+        state = {
+            **super().initial(spec, width),
+            "num_batches_tracked": torch.tensor(0),
+            "num_batches_skipped": torch.tensor(0),
+        }
+        if spec.accumulate > 1:
+            state |= {"pending_mean": torch.zeros(width), "pending_var": torch.zeros(width)}
+            state |= {"pending_size": torch.tensor(0), "pending_batches": torch.tensor(0)}
+        return state
+
+    def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
+        """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""
+        at_once = spec.unbiased and self.averages and spec.accumulate == 1
+        mean, var = _per_channel(seen.mean), _per_channel(seen.unbiased if at_once else seen.var)
+        kept = (mean + var).isfinite().all()
+        count = seen.size
+        if isinstance(count, Tensor):
+            count = count.double().mean()
+            kept = kept & (count > 0)
+        state["num_batches_skipped"].add_(~kept)
+        if spec.accumulate > 1:
+            (mean, var, count), kept = _accumulated(state, spec, Statistics(mean, var, count), kept)
+            if spec.unbiased and self.averages:
+                var = Statistics(mean, var, count).unbiased
+        if "N" in spec.over:  # torch's InstanceNorm holds the count and does not count
+            state["num_batches_tracked"].add_(kept)
+        self.blend(state, spec, Statistics(mean, var, count), kept)
+
+    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
+        """Move the buffers towards the statistics, (C,) each, where `kept`."""
+        share = self.share(state, spec)
+        for buffer, value in ((state["running_mean"], seen.mean), (state["running_var"], seen.var)):
+            buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), share)
+
+    def share(self, state: Mapping[str, Tensor], spec: NormSpec) -> Tensor | float:
+        """The weight of the newest batch; torch's 0.1 where the description names none."""
+        return 0.1 if spec.momentum is None else spec.momentum
+
+
+class Cumulative(Running):
+    """The plain average of all batches so far (torch's ``momentum=None``), the number of them read on the device."""
+
+    def share(self, state: Mapping[str, Tensor], spec: NormSpec) -> Tensor | float:
+        """One part in as many as there were batches."""
+        return (1.0 / state["num_batches_tracked"].clamp(min=1)).to(state["running_mean"].dtype)
+
+
+class Population(Running):
+    """All batches merged as one population (Chan et al. 1979): variance within the batches and between them, biased."""
+
+    averages = False
+
+    def initial(self, spec: NormSpec, width: int) -> dict[str, Tensor]:
+        """As an average, with the number of cells merged so far."""
+        return {**super().initial(spec, width), "population_size": torch.tensor(0)}
+
+    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
+        """Chan's merge of one batch with all before it."""
+        held = [state[name] for name in ("running_mean", "running_var", "population_size")]
+        for buffer, value in zip(held, _merged(Statistics(*held), seen), strict=True):
+            buffer.copy_(torch.where(kept, value, buffer))
+
+
+def _merged(one: Statistics, other: Statistics) -> Statistics:
+    """Chan's merge: exact, associative, and with an empty one as its identity."""
+    total = one.size + other.size
+    share = torch.as_tensor(other.size / torch.as_tensor(total).clamp(min=1)).to(one.mean.dtype)
+    delta = other.mean - one.mean
+    var = one.var * (1 - share) + other.var * share + delta.square() * (share * (1 - share))
+    return Statistics(one.mean + delta * share, var, total)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    """One value a channel, (C,); those of single samples are averaged, as torch's InstanceNorm does."""
+    return (values.mean(0) if values.shape[0] > 1 else values).flatten()
+
+
+def _accumulated(
+    state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor
+) -> tuple[Statistics, Tensor]:
+    """Merge a micro-batch with the pending ones; the merge, and whether it is complete (then none is pending)."""
+    pending = [state[f"pending_{name}"] for name in Statistics._fields]
+    merged = _merged(Statistics(*pending), seen)
+    merged = [torch.where(kept, new, old) for new, old in zip(merged, pending, strict=True)]
+    complete = state["pending_batches"].add_(1) >= spec.accumulate
+    for buffer, value in zip(pending, merged, strict=True):
+        buffer.copy_(torch.where(complete, 0, value))
+    state["pending_batches"].mul_(~complete)
+    return Statistics(*merged), complete & (merged[2] > 0)

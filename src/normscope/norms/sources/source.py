@@ -1,0 +1,47 @@
+"""What a source of statistics is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from normscope.kernels.reference import Statistics
+from normscope.terms.spec import NormSpec
+
+
+class Call(NamedTuple):
+    """One call of one normalization: the input, its description, its parameters and its buffers.
+
+    `group` is the process group of synchronized statistics; None is the default one.
+    """
+
+    x: Tensor
+    spec: NormSpec
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    state: Mapping[str, Tensor] | None = None
+    mask: Tensor | None = None
+    group: Any = None
+
+
+class Source:
+    """Where μ and σ come from. Sources hold nothing: what they keep lives in the buffers of `Call.state`."""
+
+    learns = False  # whether `learn` keeps something of what was measured
+
+    def initial(self, spec: NormSpec, width: int) -> dict[str, Tensor]:
+        """The buffers before the first batch, by name."""
+        return {}
+
+    def normalize(self, call: Call) -> Tensor:
+        """The output, before the activation."""
+        return self.measure(call)[0]
+
+    def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
+        """The output, and what was measured on the way: one `Statistics` a (virtual) batch, without gradient."""
+        return self.normalize(call), ()
+
+    def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
+        """Update `state` in place with what was measured of one batch."""
