@@ -75,3 +75,7 @@ class MissingExtraError(NormscopeError, ImportError):
             because="Normscope's core needs torch and numpy alone; the rest is optional",
             do=f"pip install 'normscope[{extra}]'",
         )
+
+
+class NormscopeWarning(UserWarning):
+    """Something went wrong inside Normscope; the training went on, and the record says what is missing."""

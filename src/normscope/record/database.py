@@ -1,0 +1,94 @@
+"""A database that is read: also while it is written, also where nothing may be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from normscope.record import schema
+from normscope.record.blob import malformed
+from normscope.terms.errors import RecordError
+
+Rows = list[tuple[Any, ...]]
+
+
+class Database:
+    """The answers of one file. Each query sees what was last flushed. Any thread may ask, and a forked child.
+
+    Raises RecordError when the file is no record, is of a newer schema, or is damaged.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._opened: tuple[Any, sqlite3.Connection] | None = None
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+
+    def query(self, sql: str, arguments: Iterable[Any] = ()) -> Rows:
+        """All rows of a SELECT."""
+        with self._lock:
+            try:
+                return self._connection().execute(sql, tuple(arguments)).fetchall()
+            except (sqlite3.Error, OverflowError) as error:
+                raise malformed("A table", f"`{self.file}`", error) from error
+
+    def close(self) -> None:
+        """Let the file go until the next query."""
+        with self._lock:
+            self._close()
+
+    def _connection(self) -> sqlite3.Connection:
+        try:
+            told = self.file.stat()
+        except OSError as error:
+            raise schema.not_a_record(self.file, f"nothing that can be read ({error.strerror})") from error
+        if told.st_size == 0:
+            raise schema.not_a_record(self.file, "a file of zero bytes")
+        now = (os.getpid(), told.st_dev, told.st_ino)  # a connection serves neither a forked child nor a new file
+        if self._opened is None or self._opened[0] != now:
+            self._close()
+            self._opened = now, self._open()
+        return self._opened[1]
+
+    def _close(self) -> None:
+        if self._opened is not None and self._opened[0][0] == os.getpid():
+            self._opened[1].close()
+        self._opened = None
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._checked(self.file, "mode=ro")
+        except sqlite3.OperationalError as error:
+            if os.access(self.file.parent, os.W_OK):
+                raise schema.not_a_record(self.file, f"a file that cannot be opened ({error})") from error
+        except sqlite3.DatabaseError as error:
+            raise schema.not_a_record(self.file, f"a file that SQLite cannot read ({error})") from error
+        # Where nothing may be written SQLite cannot make the index of the write-ahead log that it needs beside it.
+        log = self.file.with_name(self.file.name + "-wal")
+        if not log.exists() or log.stat().st_size == 0:
+            return self._checked(self.file, "immutable=1")
+        self._copy = tempfile.TemporaryDirectory(prefix="normscope-")
+        for file in (self.file, log):
+            shutil.copy(file, self._copy.name)
+        return self._checked(Path(self._copy.name) / self.file.name, "mode=rw")
+
+    def _checked(self, file: Path, how: str) -> sqlite3.Connection:
+        uri = f"file:{quote(str(file.absolute()))}?{how}"
+        connection = sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            schema.check(connection, self.file)
+        except (sqlite3.Error, RecordError):
+            connection.close()
+            raise
+        return connection

@@ -1,0 +1,69 @@
+"""The quantities that are derived at reading: what each is, and of which tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from normscope.record.columns import Columns
+from normscope.stats.summary import Summary
+from normscope.terms.activations import Activation, activation_named
+from normscope.terms.site import Site, What
+
+QUANTILES = (0.01, 0.05, 0.15, 0.25, 0.5, 0.75, 0.85, 0.95, 0.99)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def _gradient_norm(rows: Columns) -> np.ndarray:
+    """The Euclidean norm of the whole tensor, from the root mean square of the elements that were looked at."""
+    return np.sqrt((rows.moments.mean**2 + rows.moments.var) * rows.size)
+
+
+# From the columns of the summaries. `zeros` is the share of exact zeros among the finite elements, `nonfinite` the
+# share of NaN and infinities among all; std is the biased one.
+FROM_COLUMNS: Mapping[str, Callable[[Columns], np.ndarray]] = MappingProxyType(
+    {
+        "mean": lambda rows: rows.moments.mean,
+        "std": lambda rows: rows.moments.std,
+        "min": lambda rows: rows.low,
+        "max": lambda rows: rows.high,
+        "zeros": lambda rows: _share(rows.zeros, rows.moments.count),
+        "nonfinite": lambda rows: _share(rows.nonfinite, rows.moments.count + rows.nonfinite),
+        "gradient_norm": _gradient_norm,
+    }
+)
+# From whole summaries, and the sites that they are of.
+FROM_SUMMARY: Mapping[str, Callable[[Summary, Site], Any]] = MappingProxyType(
+    {
+        "quantiles": lambda summary, site: summary.sketch.quantile(QUANTILES),
+        "saturated": lambda summary, site: _saturated(summary, site),
+    }
+)
+SHIFTS = ("internal_shift", "external_shift")
+DERIVED = (*FROM_COLUMNS, *FROM_SUMMARY, *SHIFTS)
+
+# Which tensor a quantity is of, when only the path is given; all others are of the output.
+LIVES: Mapping[str, What] = MappingProxyType(
+    {"saturated": "input", "gradient_norm": "gradient", "update_ratio": "update"}
+)
+
+
+def saturating(site: Site) -> Activation | None:
+    """The function that can saturate on the tensor at `site`: on its own input, or on the output that feeds it."""
+    if site.what == "input" and site.role == "activation":
+        function = activation_named(site.kind)
+    else:
+        function = activation_named(site.feeds) if site.what == "output" else None
+    return function if function is not None and function.saturates else None
+
+
+def _saturated(summary: Summary, site: Site) -> float:
+    """The share of finite elements where the function has lost nearly all of its slope."""
+    function = saturating(site)
+    return float("nan") if function is None else summary.sketch.outside(function.low, function.high)

@@ -1,0 +1,133 @@
+"""What one rank's file holds, asked in SQL. Rows that a later segment superseded are left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from normscope.record.columns import Columns
+from normscope.record.database import Database
+from normscope.record.rows import Event, read_event, read_json, read_site, read_summary, read_trial
+from normscope.record.schema import as_real
+from normscope.stats.summary import Summary
+from normscope.terms.site import Site
+from normscope.terms.verdict import Trial
+
+# The steps that have summaries, one seek each: the index begins with the step.
+_STEPS = """
+    WITH RECURSIVE at (step) AS (
+        SELECT min(step) FROM summary
+        UNION ALL
+        SELECT (SELECT min(step) FROM summary WHERE step > at.step) FROM at WHERE at.step IS NOT NULL
+    )
+"""
+_OF_SITE = """
+    FROM at CROSS JOIN summary AS row JOIN segment ON segment.id = row.segment
+    WHERE row.step = at.step AND row.source = ? AND row.site = (SELECT id FROM site WHERE key = ?)
+        AND row.step < segment.until_step
+    ORDER BY row.step
+"""
+# A stepless row counts unless its whole segment was superseded.
+_COUNTS = "coalesce(row.step, segment.first_step, 0) < segment.until_step"
+
+
+class RankFile:
+    """One rank's part of a record."""
+
+    def __init__(self, file: Path, rank: int) -> None:
+        self.rank = rank
+        self._database = Database(file)
+        self.query = self._database.query
+
+    def close(self) -> None:
+        """Let the file go until the next question."""
+        self._database.close()
+
+    def segments(self) -> list[tuple[float, float | None, int | None]]:
+        """When each segment started and ended, and its first step."""
+        return self.query("SELECT started, ended, first_step FROM segment ORDER BY id")
+
+    def meta(self) -> dict[str, object]:
+        """What is known of the run."""
+        rows = self.query("SELECT key, value FROM meta ORDER BY rowid")
+        return {key: read_json("What is known of the run", value) for key, value in rows}
+
+    def sites(self, where: str = "true", *arguments: object) -> dict[str, Site]:
+        """Sites by key, in the order in which they were first seen."""
+        rows = self.query(
+            f"""
+            SELECT key, path, what, call, name, role, kind, depth, channel_axis, spec, feeds, aliases
+            FROM site AS row JOIN segment ON segment.id = row.segment
+            WHERE coalesce(segment.first_step, 0) < segment.until_step AND ({where}) ORDER BY row.id
+            """,
+            arguments,
+        )
+        return {key: read_site(*columns) for key, *columns in rows}
+
+    def contents(self, key: str | None = None) -> list[tuple[str, str]]:
+        """Quantity and source of what there is: of the site `key`, of the whole run (""), or of anything (None)."""
+        where = "true" if key is None else "row.site = 0" if key == "" else "site.key = ?"
+        rows = self.query(
+            f"""
+            SELECT DISTINCT row.quantity, row.source
+            FROM contents AS row JOIN segment ON segment.id = row.segment LEFT JOIN site ON site.id = row.site
+            WHERE row.first_step < segment.until_step AND {where}
+            """,
+            (key,) if key else (),
+        )
+        return [(str(quantity), str(source)) for quantity, source in rows]
+
+    def steps(self) -> np.ndarray:
+        """The steps that have summaries, int64, ascending."""
+        rows = self.query(_STEPS + "SELECT step FROM at WHERE step IS NOT NULL")
+        return np.array([step for (step,) in rows], dtype=np.int64)
+
+    def columns(self, key: str, source: str) -> Columns:
+        """The numbers of a site's summaries, without their arrays."""
+        return Columns.of(self.query(f"{_STEPS} SELECT {Columns.SQL} {_OF_SITE}", (source, key)))
+
+    def summaries(self, key: str, source: str) -> list[tuple[int, Summary]]:
+        """A site's summaries, by step."""
+        rows = self.query(f"{_STEPS} SELECT row.step, row.arrays {_OF_SITE}", (source, key))
+        return [(step, read_summary(arrays)) for step, arrays in rows]
+
+    def summary(self, key: str, step: int, source: str) -> Summary | None:
+        """A site's summary at one step."""
+        rows = self.query(
+            f"WITH at (step) AS (SELECT ?) SELECT row.arrays {_OF_SITE}",
+            (step, source, key),
+        )
+        return read_summary(rows[0][0]) if rows else None
+
+    def scalars(self, key: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a number of the site `key`, or of the whole run ("")."""
+        rows = self.query(
+            f"""
+            SELECT row.step, row.value FROM scalar AS row JOIN segment ON segment.id = row.segment
+            WHERE row.site = {"(SELECT id FROM site WHERE key = ?)" if key else "0"} AND row.quantity = ?
+                AND row.step < segment.until_step
+            ORDER BY row.step
+            """,
+            (key, quantity) if key else (quantity,),
+        )
+        steps = np.array([step for step, _ in rows], dtype=np.int64)
+        return steps, np.array([as_real(value) for _, value in rows], dtype=np.float64)
+
+    def events(self) -> list[Event]:
+        """What happened, in the order in which it was noted."""
+        rows = self.query(
+            f"""
+            SELECT row.time, row.step, row.kind, row.text, row.data
+            FROM event AS row JOIN segment ON segment.id = row.segment WHERE {_COUNTS} ORDER BY row.rowid
+            """
+        )
+        return [read_event(self.rank, *columns) for columns in rows]
+
+    def trials(self) -> list[Trial]:
+        """The trials, oldest first."""
+        return [read_trial(data) for (data,) in self.query("SELECT data FROM trial ORDER BY rowid")]
+
+    def count(self) -> int:
+        """How many summaries the file holds."""
+        return int(self.query("SELECT count(*) FROM summary")[0][0])

@@ -1,0 +1,183 @@
+"""The tables of a record, in one place, with what a reader of another tool needs to know.
+
+A run directory holds one SQLite file per process of the run, ``rank0.sqlite``, ``rank1.sqlite``, …, each in
+write-ahead-log mode, recognizable by its ``application_id`` and versioned by its ``user_version``.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from normscope.terms.errors import RecordError
+
+VERSION = 1
+APPLICATION_ID = 0x4E534350  # "NSCP"
+_FILE = re.compile(r"^rank(\d+)\.sqlite$")
+
+DDL = """
+-- A segment is one stretch of writing by one process. A resumed run adds a segment. What a later segment recorded
+-- from its first step on supersedes what earlier segments hold from that step on: a row counts while
+-- step < segment.until_step. Superseded rows stay in the file.
+CREATE TABLE segment (
+    id         INTEGER PRIMARY KEY,                  -- 1, 2, … in the order of writing
+    token      TEXT NOT NULL UNIQUE,                 -- of the writer, random
+    version    TEXT NOT NULL,                        -- of Normscope
+    host       TEXT NOT NULL,
+    pid        INTEGER NOT NULL,
+    started    REAL NOT NULL,                        -- seconds since 1970, UTC, as every time here
+    ended      REAL,                                 -- NULL: still being written, or the process died
+    first_step INTEGER,                              -- the lowest step it recorded
+    until_step INTEGER NOT NULL DEFAULT 9223372036854775807
+);
+
+-- What is known of the run as a whole; value is JSON.
+CREATE TABLE meta (
+    segment INTEGER NOT NULL REFERENCES segment (id),
+    key     TEXT PRIMARY KEY,
+    value   TEXT NOT NULL
+);
+
+-- A place in the network where one tensor is observed; key is path[#call][@name]:what.
+CREATE TABLE site (
+    segment      INTEGER NOT NULL REFERENCES segment (id),  -- the last that described it
+    id           INTEGER PRIMARY KEY,
+    key          TEXT NOT NULL UNIQUE,
+    path         TEXT NOT NULL,
+    what         TEXT NOT NULL,                      -- input, output, gradient, parameter, update, statistic
+    call         INTEGER NOT NULL,
+    name         TEXT NOT NULL,
+    role         TEXT NOT NULL,                      -- norm, producer, activation, other
+    kind         TEXT NOT NULL,                      -- class of the module or name of the function
+    depth        INTEGER NOT NULL,                   -- execution order, -1 unknown
+    channel_axis INTEGER,
+    spec         TEXT,                               -- JSON of the normalization, NULL for what is none
+    feeds        TEXT,                               -- the activation that consumes this output
+    aliases      TEXT NOT NULL                       -- JSON list of further paths
+);
+
+CREATE INDEX site_of ON site (path, call);
+
+-- The distribution of one tensor at one step. The columns are of the finite elements that were looked at;
+-- variance = m2 / count. A NULL in a REAL column is NaN. The arrays are described in blob.py: one zlib stream of a
+-- JSON line that names dtypes and shapes, then the raw little-endian bytes.
+CREATE TABLE summary (
+    segment INTEGER NOT NULL REFERENCES segment (id),
+    site    INTEGER NOT NULL REFERENCES site (id),
+    step    INTEGER NOT NULL,                        -- optimizer steps taken before
+    source  TEXT NOT NULL,                           -- live, probe, probe_eval
+    size    INTEGER NOT NULL,                        -- elements of the tensor
+    count   INTEGER NOT NULL,                        -- finite elements looked at
+    mean    REAL,
+    m2      REAL,                                    -- sum of squared deviations from the mean
+    low     REAL,
+    high    REAL,
+    zeros   INTEGER NOT NULL,
+    nan     INTEGER NOT NULL,
+    pos_inf INTEGER NOT NULL,
+    neg_inf INTEGER NOT NULL,
+    arrays  BLOB NOT NULL                            -- the whole summary: sketch, moments per channel
+);
+-- Steps lead, so that a step is appended to the end of the index and does not touch a page per site.
+CREATE UNIQUE INDEX summary_at ON summary (step, source, site, segment);
+
+-- One number. site 0 is the whole run.
+CREATE TABLE scalar (
+    segment  INTEGER NOT NULL REFERENCES segment (id),
+    site     INTEGER NOT NULL,
+    step     INTEGER NOT NULL,
+    quantity TEXT NOT NULL,
+    value    REAL,                                   -- NULL is NaN
+    PRIMARY KEY (site, quantity, step, segment)
+) WITHOUT ROWID;
+
+-- What there is: one row for every series of scalars, and for every run of summaries (quantity 'summary').
+CREATE TABLE contents (
+    segment    INTEGER NOT NULL REFERENCES segment (id),
+    site       INTEGER NOT NULL,
+    quantity   TEXT NOT NULL,
+    source     TEXT NOT NULL,                        -- '' for scalars
+    first_step INTEGER NOT NULL,
+    PRIMARY KEY (site, quantity, source, segment)
+) WITHOUT ROWID;
+
+-- Something that happened: fault, crash, nonfinite, skipped, dropped, note, end.
+CREATE TABLE event (
+    segment INTEGER NOT NULL REFERENCES segment (id),
+    time    REAL NOT NULL,
+    step    INTEGER,
+    kind    TEXT NOT NULL,
+    text    TEXT NOT NULL,
+    data    TEXT NOT NULL                            -- JSON
+);
+
+-- A controlled comparison of treated and untreated; data is JSON.
+CREATE TABLE trial (
+    segment INTEGER NOT NULL REFERENCES segment (id),
+    time    REAL NOT NULL,
+    data    TEXT NOT NULL
+);
+"""
+
+
+def file_name(rank: int) -> str:
+    """The name of a rank's file in the run directory."""
+    return f"rank{rank}.sqlite"
+
+
+def rank_of(file: Path) -> int | None:
+    """The rank whose file this is, or None for any other file."""
+    match = _FILE.match(file.name)
+    return int(match[1]) if match else None
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Make the tables in an empty database, inside the caller's transaction."""
+    for statement in _statements(DDL):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Whether the database has no tables yet."""
+    return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+
+
+def check(connection: sqlite3.Connection, file: Path) -> None:
+    """Refuse a database that is no record, or of a schema newer than this version knows (RecordError)."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID and is_empty(connection):
+        raise not_a_record(file, "an empty database")
+    if application != APPLICATION_ID:
+        raise not_a_record(file, "an SQLite file of another program")
+    if version > VERSION:
+        raise RecordError(
+            "A record was opened that a newer Normscope wrote.",
+            found={"schema": version, "file": f"`{file}`"},
+            because=f"this Normscope reads schemas up to {VERSION}, and cannot know what a later one means",
+            do="pip install --upgrade normscope",
+        )
+
+
+def not_a_record(file: Path, found: str) -> RecordError:
+    """The error for `file`, which is `found`."""
+    return RecordError(
+        "A record was asked for where there is none.",
+        found=f"{found} at `{file}`",
+        because="a record is an SQLite file rank<N>.sqlite that normscope.watch wrote",
+        do="give the run directory that watch was given, such as `runs/a`",
+    )
+
+
+def as_real(value: Any) -> float:
+    """A REAL column as a float: SQLite keeps NaN as NULL."""
+    return float("nan") if value is None else float(value)
+
+
+def _statements(script: str) -> list[str]:
+    bare = re.sub(r"--[^\n]*", "", script)
+    return [statement.strip() for statement in bare.split(";") if statement.strip()]

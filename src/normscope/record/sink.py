@@ -1,0 +1,174 @@
+"""The file that is written: opened for each flush, one transaction a flush, whole in between."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from normscope import __version__
+from normscope.record import schema
+from normscope.record.lock import Lock
+from normscope.record.rows import Row, event_row, site_values
+from normscope.terms.errors import RecordError
+from normscope.terms.site import Site
+
+_INSERT = {
+    "summary": "INSERT OR REPLACE INTO summary VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "scalar": "INSERT OR REPLACE INTO scalar VALUES (?, ?, ?, ?, ?)",
+    "event": "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)",
+    "trial": "INSERT INTO trial VALUES (?, ?, ?)",
+    "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
+}
+_AT_A_STEP = frozenset({"summary", "scalar"})  # their rows have a site, then the step
+_CONTENTS = "INSERT OR IGNORE INTO contents VALUES (?, ?, ?, ?, ?)"
+_SITE = """
+    INSERT INTO site VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET segment = excluded.segment, role = excluded.role, kind = excluded.kind,
+        depth = excluded.depth, channel_axis = excluded.channel_axis, spec = excluded.spec, feeds = excluded.feeds,
+        aliases = excluded.aliases
+"""
+# What a row can be guilty of; everything else is the disk's fault.
+_UNFIT = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+
+
+class Sink:
+    """One rank's file, from the side that writes. Not for several threads at once.
+
+    Between two writes no connection is open: a process that forks carries none into its child, a directory that was
+    removed is seen, and what stands on the disk is whole.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = Lock(file)
+        self._token = uuid.uuid4().hex
+        self._segment = 0
+        self._first_step: int | None = None
+        self._sites: dict[Site, int] = {}
+        self._contents: set[tuple[int, str, str]] = set()
+        self._meta: dict[str, Row] = {}
+
+    def write(self, rows: Sequence[Row], *, end: bool = False) -> list[str]:
+        """Put `rows` into the file in one transaction, and on the disk; `end` says that nothing will follow.
+
+        Returns the reasons of rows that cannot stand in a table; the others are written.
+        Raises RecordError when the file is not for this writer, OSError or sqlite3.Error when the disk refuses: then
+        nothing was written.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        self._meta.update((row.values[0], row) for row in rows if row.table == "meta")
+        with closing(self._open()) as connection:
+            before = self._segment, self._first_step, dict(self._sites), set(self._contents)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._continue_segment(connection)
+                refused = self._insert(connection, rows)
+                if end:
+                    connection.execute("UPDATE segment SET ended = ? WHERE id = ?", (time.time(), self._segment))
+                connection.execute("COMMIT")
+            except BaseException:
+                self._segment, self._first_step, self._sites, self._contents = before
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            if end:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return refused
+
+    def release(self) -> None:
+        """Let another writer have the file."""
+        self._lock.release()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.file, timeout=1.0, isolation_level=None)
+        try:
+            if not schema.is_empty(connection):
+                schema.check(connection, self.file)
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if type(error) is sqlite3.DatabaseError:  # "file is not a database", and no trouble with the disk
+                raise schema.not_a_record(self.file, f"a file that SQLite cannot read ({error})") from error
+            raise
+        except RecordError:
+            connection.close()
+            raise
+        return connection
+
+    def _continue_segment(self, connection: sqlite3.Connection) -> None:
+        """Find this writer's segment in the file, or begin one."""
+        if schema.is_empty(connection):
+            schema.create(connection)
+        if connection.execute("SELECT 1 FROM segment WHERE token = ?", (self._token,)).fetchone():
+            return
+        lost = self._segment > 0
+        earlier = connection.execute("SELECT count(*), max(id) FROM segment").fetchone()
+        self._segment = (earlier[1] or 0) + 1
+        self._first_step, self._sites, self._contents = None, {}, set()
+        connection.execute(
+            "INSERT INTO segment (id, token, version, host, pid, started) VALUES (?, ?, ?, ?, ?, ?)",
+            (self._segment, self._token, __version__, socket.gethostname(), os.getpid(), time.time()),
+        )
+        notes = list(self._meta.values())
+        if earlier[0]:
+            notes.append(event_row("note", f"the run is continued: segment {self._segment} begins"))
+        if lost:
+            text = "the file of the record was removed while it was written; what it held before is gone"
+            notes.append(event_row("fault", text))
+        self._insert(connection, notes)
+
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[str]:
+        refused: list[str] = []
+        for row in rows:
+            try:
+                place = (self._place(connection, row),) if row.table in _AT_A_STEP else ()
+                connection.execute(_INSERT[row.table], (self._segment, *place, *row.values))
+            except _UNFIT as error:  # noqa: PERF203 (one bad row must not cost the others)
+                refused.append(f"a {row.table} could not be written: {error!r}")
+        for reason in dict.fromkeys(refused):
+            connection.execute(_INSERT["event"], (self._segment, *event_row("fault", reason).values))
+        self._supersede(connection, min((row.values[0] for row in rows if row.table in _AT_A_STEP), default=None))
+        return refused
+
+    def _place(self, connection: sqlite3.Connection, row: Row) -> int:
+        """The number of the row's site, which is noted, as is what the record now has of it."""
+        number = self._site(connection, row.site)
+        step, name = row.values[:2]
+        content = (number, "summary", name) if row.table == "summary" else (number, name, "")
+        if content not in self._contents:
+            connection.execute(_CONTENTS, (self._segment, *content, step))
+            self._contents.add(content)
+        return number
+
+    def _site(self, connection: sqlite3.Connection, site: Site | None) -> int:
+        if site is None:
+            return 0
+        if site not in self._sites:
+            connection.execute(_SITE, (self._segment, *site_values(site)))
+            (self._sites[site],) = connection.execute("SELECT id FROM site WHERE key = ?", (site.key,)).fetchone()
+        return self._sites[site]
+
+    def _supersede(self, connection: sqlite3.Connection, first: int | None) -> None:
+        """From the first step of this segment on, earlier segments no longer count."""
+        if first is None or (self._first_step is not None and self._first_step <= first):
+            return
+        connection.execute("UPDATE segment SET first_step = ? WHERE id = ?", (first, self._segment))
+        connection.execute("UPDATE segment SET until_step = min(until_step, ?) WHERE id < ?", (first, self._segment))
+        self._first_step = first
