@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
     _refuse_uninitialized(model)
     kept = [(module, dict(module.__dict__), dict(module._buffers), dict(module._parameters)) for module in modules]
     caching = torch.is_autocast_cache_enabled()
-    with _random_states_kept(modules), torch.compiler.set_stance("force_eager"):
+    with _random_states_kept(modules), _eagerly():
         try:
             # A weight cast without gradients must not be found in autocast's cache by the training step.
             torch.set_autocast_cache_enabled(False)
@@ -103,6 +104,11 @@ def _refuse_uninitialized(model: nn.Module) -> None:
                 because="a lazy module makes its parameters in its first forward pass, and that must be yours",
                 do="run one batch through the model first",
             )
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    # Where nothing was compiled yet the compiler is not loaded, and loading it takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ _PRODUCERS = (
     nn.EmbeddingBag,
     nn.MultiheadAttention,
 )
+_FUSED = 3  # parts of a norm that is one layer: an activation, a dropout, an anti-aliasing step
 _PRODUCERS_BY_NAME = {"Conv1D"}  # transformers' GPT-2 linear layer
 
 
@@ -40,8 +41,8 @@ def spec_of(module: nn.Module) -> NormSpec | None:
         return own if own.weights is None or own.scale is not None else None
     for kind in type(module).__mro__:
         if kind in _READERS:
-            return _READERS[kind](module) if type(module).forward is kind.forward else measured(module)
-    return measured(module) if "norm" in type(module).__name__.lower() else None
+            return _READERS[kind](module) if type(module).forward is kind.forward else _measured(module)
+    return _measured(module) if "norm" in type(module).__name__.lower() else None
 
 
 def role_of(module: nn.Module) -> Role:
@@ -61,6 +62,16 @@ def activation_of(module: nn.Module | None) -> Activation | None:
         if kind.__name__ in BY_CLASS:
             return BY_CLASS[kind.__name__]
     return activation_named(type(module).__name__.removesuffix("Activation")) if module is not None else None
+
+
+def _measured(module: nn.Module) -> NormSpec | None:
+    """The measured description of a class that is not known, with the activation that is fused to it."""
+    parts = [part for part in module.modules() if part is not module]
+    if len(parts) > _FUSED or any(role_of(part) in ("norm", "producer") for part in parts):
+        return None
+    fused = [function for part in parts if (function := activation_of(part)) is not None]
+    spec = measured(module)
+    return spec.but(activation=fused[0].name) if spec is not None and fused else spec
 
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> NormSpec:
@@ -91,13 +102,7 @@ def _group_norm(module: nn.GroupNorm) -> NormSpec:
 
 
 def _rms_norm(module: nn.RMSNorm) -> NormSpec:
-    weight = module.weight
-    eps = (
-        module.eps
-        if module.eps is not None
-        else torch.finfo((weight if weight is not None else torch.empty(0)).dtype).eps
-    )
-    spec = CATALOG["RMSNorm"].but(eps=eps, cast=_torch_rms_cast(), **_affine(module))
+    spec = CATALOG["RMSNorm"].but(eps=module.eps, cast=_torch_rms_cast(), **_affine(module))
     return spec if len(module.normalized_shape) == 1 else spec.but(over="CS", layout="channels_first")
 
 
