@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normscope.stats.cdf import Cdf
-from normscope.stats.moments import Moments
+from normscope.stats.moments import Moments, by_channel
 from normscope.stats.monoid import Arrays, Monoid, prefixed, unprefixed
+from normscope.stats.rows import measured
 from normscope.stats.sketch import Sketch
-from normscope.stats.values import values
+from normscope.stats.values import block_size, values
 from normscope.terms.datum import Datum
 
 
@@ -43,10 +44,17 @@ class Summary(Monoid, Datum):
         """The summary of every element of a tensor or array; with moments per channel when `channel_axis` is given."""
         tensor = values(x)
         channels = None if channel_axis is None else Moments.of(tensor, channel_axis)
-        moments = Moments.of(tensor) if channels is None else channels.pooled()
-        seen = tensor[tensor.isfinite()]
-        low, high = (float(seen.min()), float(seen.max())) if seen.numel() else (nan, nan)
-        return cls(moments, Sketch.of(tensor), low, high, tensor.numel(), channels)
+        flat, width = by_channel(tensor, None, keep_order=False).view(-1), block_size(tensor.device)
+        whole = flat.numel() - flat.numel() % width
+        rows = measured(flat[:whole].view(-1, width), flat[whole:].view(1, -1))
+        return cls(
+            rows.moments.pooled(),
+            Sketch.from_tally(rows.tally.sum(0)),
+            float(np.fmin.reduce(rows.low)),
+            float(np.fmax.reduce(rows.high)),
+            tensor.numel(),
+            channels,
+        )
 
     def merge(self, other: Summary) -> Summary:
         """The summary of both tensors together, each sample weighing as many elements as it saw.

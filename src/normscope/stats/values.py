@@ -1,4 +1,4 @@
-"""Any tensor's numbers as float32 or float64, without changing one of them."""
+"""Any tensor's numbers, ready to be measured: real, dense, detached, in a type that changes none of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 
 def values(x: Any) -> torch.Tensor:
-    """`x` (torch tensor, numpy array or what numpy reads), detached, of the same shape, on its own device.
+    """`x` (a torch tensor, or what numpy reads as an array), detached, of its own type, shape and device.
 
-    float16, bfloat16, float8, bool and integers of up to 16 bits become float32, which holds them exactly; float64
-    and wider integers become float64, where integers beyond ±2⁵³ are rounded. Raises `DataError` for complex numbers.
+    Sparse tensors become dense. Raises `DataError` for complex and for non-numeric elements.
     """
     import torch
 
@@ -28,22 +27,51 @@ def values(x: Any) -> torch.Tensor:
             because="mean, variance and order are defined here for real numbers",
             do="measure torch.view_as_real(x), x.abs() or x.angle()",
         )
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    return tensor.to(exact_dtype(tensor.dtype))
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """`x` as float32 where that holds every number of its type, otherwise as float64; `x` itself where it can be.
+
+    float16, bfloat16, float8, bool and integers of up to 16 bits become float32. Of 64-bit integers, those beyond
+    ±2⁵³ are rounded.
+    """
+    return x.to(exact_dtype(x.dtype))
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The narrower of float32 and float64 that holds every number of `dtype`."""
+    """The type that `exact` gives for `dtype`."""
     import torch
 
-    narrow = dtype == torch.bool or dtype.itemsize <= 2 or dtype == torch.float32
-    return torch.float32 if narrow else torch.float64
+    return torch.float32 if dtype.itemsize <= 2 or dtype == torch.float32 else torch.float64
+
+
+def in_memory_order(x: torch.Tensor) -> torch.Tensor | None:
+    """All elements as they lie in memory, a 1-D view; None when they have gaps or overlap."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape)):
+        if size != 1:
+            if stride != expected:
+                return None
+            expected *= size
+    return x.as_strided((x.numel(),), (1,))
+
+
+def block_size(device: torch.device) -> int:
+    """How many elements to measure in one go: what stays in the cache of a core, or a good load for an accelerator."""
+    return 2**17 if device.type == "cpu" else 2**24
 
 
 def _from_numpy(array: np.ndarray) -> torch.Tensor:
     import torch
 
+    if array.dtype.kind not in "biufc":
+        raise DataError(
+            "A statistic of something else than numbers was asked for.",
+            found={"dtype": array.dtype, "shape": array.shape},
+            because="only numbers have moments and an order",
+            do="give a tensor or an array of numbers",
+        )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     usable = array.dtype.isnative and array.flags.writeable and all(stride >= 0 for stride in array.strides)

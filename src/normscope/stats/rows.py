@@ -1,0 +1,57 @@
+"""Every statistic of each row of a matrix in few passes, block by block while the elements are in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from normscope.stats.moments import Moments, two_pass
+from normscope.stats.sketch import CELLS, tally
+from normscope.stats.values import block_size, exact
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Of R rows: moments (R,), tally int64 (R, CELLS), and the least and greatest finite value, float64 (R,)."""
+
+    moments: Moments
+    tally: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def measured(*matrices: torch.Tensor) -> Rows:
+    """The statistics of the rows of all `matrices`, each (R_i, n_i), of any dtypes, on one device; one transfer."""
+    import torch
+
+    blocks = [block for matrix in matrices for block in matrix.split(_rows_at_once(matrix))]
+    told = torch.cat([_measured_block(exact(block)) for block in blocks]).cpu().numpy()
+    count, mean, m2, low, high = np.ascontiguousarray(told[:, CELLS:].T).view(np.float64)
+    return Rows(Moments(count, mean, m2), told[:, :CELLS], low, high)
+
+
+def _rows_at_once(matrix: torch.Tensor) -> int:
+    rows = block_size(matrix.device) // max(1, matrix.shape[1])
+    return max(1, min(rows, block_size(matrix.device) // CELLS))  # a row's tally takes room as well
+
+
+def _measured_block(x: torch.Tensor) -> torch.Tensor:
+    """int64 (R, CELLS + 5): the tally, then the bits of count, mean, M2, low and high as float64."""
+    import torch
+
+    if x.shape[1] == 0:
+        low = high = x.new_full(x.shape[:1], torch.nan)
+    else:
+        low, high = x.amin(1), x.amax(1)  # NaN when the row has one
+    finite = x.device.type == "cpu" and bool((low.isfinite() & high.isfinite()).all())
+    if not finite and x.shape[1]:
+        kept = x.isfinite()
+        low, high = x.where(kept, torch.inf).amin(1), x.where(kept, -torch.inf).amax(1)
+        low, high = low.where(low <= high, torch.nan), high.where(low <= high, torch.nan)
+    numbers = torch.cat((two_pass(x[None]), torch.stack((low, high)).double()))
+    return torch.cat((tally(x, finite=finite), numbers.T.contiguous().view(torch.int64)), dim=1)
