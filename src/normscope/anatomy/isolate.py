@@ -44,9 +44,9 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
     Raises:
         ModelError: a lazy module has not seen its first batch, so running it would create its parameters.
     """
-    modules = list(unwrapped(model).modules())
     _refuse_uninitialized(model)
-    kept = [(module, dict(module.__dict__), dict(module._buffers), dict(module._parameters)) for module in modules]
+    modules = list(unwrapped(model).modules())
+    kept = [(content, dict(content)) for module in modules for content in _contents(module)]
     caching = torch.is_autocast_cache_enabled()
     with _random_states_kept(modules), _eagerly():
         try:
@@ -56,12 +56,21 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
             _set_mode(modules, training)
             yield
         finally:
-            for module, attributes, buffers, parameters in kept:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                _refill(module._buffers, buffers)
-                _refill(module._parameters, parameters)
+            for content, before in kept:
+                _put_back(content, before)
             torch.set_autocast_cache_enabled(caching)
+
+
+def _contents(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module.__dict__, module._buffers, module._parameters, module._modules
+
+
+def _put_back(content: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name in content if name not in before]:
+        del content[name]
+    for name, value in before.items():
+        if name not in content or content[name] is not value:
+            content[name] = value
 
 
 def _exchange_tensors(modules: list[nn.Module]) -> None:
@@ -87,11 +96,6 @@ def _set_mode(modules: list[nn.Module], training: bool | None) -> None:
         return
     for module in modules:
         module.training = training
-
-
-def _refill(target: dict[str, Any], content: dict[str, Any]) -> None:
-    target.clear()
-    target.update(content)
 
 
 def _refuse_uninitialized(model: nn.Module) -> None:

@@ -94,6 +94,8 @@ def _measured(module: nn.Module) -> NormSpec | None:
         for eps, place in itertools.product(_eps(double), get_args(EpsPlace)):
             exact = spec.but(eps=eps, eps_place=place)
             if _agrees(exact, quiet, parts):
+                if exact.groups == channels:
+                    exact = exact.but(over="S", groups=1)
                 return _with_cast(_with_momentum(exact, double, parts, loud[0]), double, loud[0].x)
     return None
 
@@ -212,7 +214,7 @@ def _candidates(module: nn.Module, parts: _Parts) -> Iterator[NormSpec]:
     eps, groups = _eps(module)[0], _groups(module)
     told = {"eps": eps, "affine": parts.weight is not None, "bias": parts.bias is not None}
     for row in CATALOG.values():
-        if not _sayable(row) or (row.groups > 1) != (groups > 1):
+        if not _sayable(row):
             continue
         layouts = ("channels_last", "channels_first") if row.over == {"C"} else (row.layout,)
         states: list[tuple[Source, float | None]] = [(row.infer_from, row.momentum)]
@@ -227,7 +229,7 @@ def _candidates(module: nn.Module, parts: _Parts) -> Iterator[NormSpec]:
                 infer_from=infer_from,
                 momentum=momentum,
                 weight_offset=offset,
-                groups=groups if row.groups > 1 else 1,
+                groups=groups if row.over >= {"C", "S"} else 1,
                 cast="output",
             )
 

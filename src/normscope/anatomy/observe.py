@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from normscope.anatomy.batch import TAKES, Probe, tensors
 from normscope.anatomy.isolate import isolated, unwrapped
-from normscope.anatomy.recognize import activation_of, role_of
+from normscope.anatomy.recognize import activation_of, kind_of, role_of
 from normscope.terms.activations import ACTIVATIONS, Activation, activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.errors import DataError, ModelError
@@ -168,7 +168,7 @@ class _Observer(TorchFunctionMode):
         return output
 
     def _hooked(self, path: str, module: nn.Module) -> tuple[Any, Any]:
-        kind, role, opaque = type(module).__name__, role_of(module), is_opaque(module)
+        kind, role, opaque = kind_of(module), role_of(module), is_opaque(module)
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             if self._opaque is not None:
@@ -204,9 +204,10 @@ class _Observer(TorchFunctionMode):
 
     def _bridge(self, path: str, module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
         """Tell a module whose parts were not seen to make its output (a custom autograd function) as one call."""
-        if any(tensor not in self._maker for tensor in tensors(output)) and any(t in self._maker for t in given):
-            call = self._call(path, type(module).__name__, given, "other", module)
-            self._tell(call, given, output)
+        unseen = [tensor for tensor in tensors(output) if tensor not in self._maker]
+        unseen = [tensor for tensor in unseen if not isinstance(tensor, nn.Parameter)]
+        if unseen and any(tensor in self._maker for tensor in given):
+            self._tell(self._call(path, kind_of(module), given, "other", module), given, output, tuple(unseen))
 
     def _call(
         self, path: str, kind: str, given: tuple[Tensor, ...], role: Role, module: nn.Module | None = None
@@ -218,14 +219,14 @@ class _Observer(TorchFunctionMode):
         if self._before is not None and call.role != "other":
             self._guarded(self._before, call, given)
 
-    def _tell(self, call: Call, given: tuple[Tensor, ...], output: Any) -> None:
-        results = tensors(output)
-        if not results:
+    def _tell(self, call: Call, given: tuple[Tensor, ...], output: Any, made: tuple[Tensor, ...] = ()) -> None:
+        made = made or tensors(output)
+        if not made:
             return
         self._index += 1
         self._counts[call.path] += 1
         self._guarded(self._on_call, call, given, output)
-        for tensor in results:
+        for tensor in made:
             self._maker[tensor] = call.index
 
     def _guarded(self, told: Callable[..., None], *what: Any) -> None:

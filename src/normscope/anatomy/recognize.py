@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from normscope.anatomy.measure import measured
-from normscope.terms.activations import BY_CLASS, Activation, activation_named
+from normscope.terms.activations import ACTIVATIONS, BY_CLASS, Activation, activation_named
 from normscope.terms.catalog import CATALOG
 from normscope.terms.site import Role
 from normscope.terms.spec import NormSpec
@@ -25,6 +26,7 @@ _PRODUCERS = (
     nn.MultiheadAttention,
 )
 _FUSED = 3  # parts of a norm that is one layer: an activation, a dropout, an anti-aliasing step
+_SAID = {"GELU": "gelu", "Swish": "silu"}  # words in the names of classes outside torch, all their approximations
 _PRODUCERS_BY_NAME = {"Conv1D"}  # transformers' GPT-2 linear layer
 
 
@@ -59,9 +61,17 @@ def role_of(module: nn.Module) -> Role:
 def activation_of(module: nn.Module | None) -> Activation | None:
     """The activation function that `module` computes, by its class or a class it derives from; None otherwise."""
     for kind in type(module).__mro__:
-        if kind.__name__ in BY_CLASS:
+        if kind.__name__ in BY_CLASS and kind.__module__.startswith("torch."):
             return BY_CLASS[kind.__name__]
-    return activation_named(type(module).__name__.removesuffix("Activation")) if module is not None else None
+    if module is None or module._modules:
+        return None
+    name = type(module).__name__.removesuffix("Activation")
+    return activation_named(name) or next((ACTIVATIONS[row] for word, row in _SAID.items() if word in name), None)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of the module's class, as it was before torch's parametrizations derived another from it."""
+    return type_before_parametrizations(module).__name__
 
 
 def _measured(module: nn.Module) -> NormSpec | None:

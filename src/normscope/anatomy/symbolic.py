@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.anatomy.observe import CONSTANT, INPUT, Call, function_name, function_role, is_opaque
-from normscope.anatomy.recognize import role_of
+from normscope.anatomy.recognize import kind_of, role_of
 
 # Functions that ask about a value (its size, its type, whether an optional argument has its default) and make none.
 _ASKING = {
@@ -31,7 +31,7 @@ def read(model: nn.Module) -> tuple[tuple[Call, ...], tuple[int, ...]]:
     """
     model = unwrapped(model)
     if is_opaque(model):
-        return (Call(0, "", type(model).__name__, inputs=(INPUT,), role=role_of(model), module=model),), (0,)
+        return (Call(0, "", kind_of(model), inputs=(INPUT,), role=role_of(model), module=model),), (0,)
     try:
         with isolated(model):
             graph = _Reader().trace(model, _defaults(model))
@@ -80,7 +80,7 @@ def _calls(graph: fx.Graph, model: nn.Module) -> tuple[tuple[Call, ...], tuple[i
         made[node] = INPUT if node.op == "placeholder" else CONSTANT
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
-            path, kind, role = str(node.target), type(module).__name__, role_of(module)
+            path, kind, role = str(node.target), kind_of(module), role_of(module)
         elif node.op in ("call_function", "call_method"):
             module, kind = None, function_name(node.target)
             path, role = f"{node.meta['place']}/{kind}", function_role(kind)

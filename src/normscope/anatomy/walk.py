@@ -12,7 +12,7 @@ from normscope.anatomy.batch import Probe, first_tensor
 from normscope.anatomy.flow import Flow, symbolic
 from normscope.anatomy.isolate import unwrapped
 from normscope.anatomy.observe import Call, observe
-from normscope.anatomy.recognize import role_of, spec_of
+from normscope.anatomy.recognize import kind_of, role_of, spec_of
 from normscope.terms.site import Site
 
 # Functions whose result has the axes of their first argument in another order or number.
@@ -93,7 +93,7 @@ def _site(path: str, module: nn.Module, aliases: tuple[str, ...]) -> Site:
     return Site(
         path,
         role=role_of(module),
-        kind=type(module).__name__,
+        kind=kind_of(module),
         channel_axis=_own_axis(module, None),
         spec=spec_of(module),
         aliases=aliases,
