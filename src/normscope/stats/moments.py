@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normscope.stats.monoid import Arrays, Monoid
-from normscope.stats.values import block_size, exact, in_memory_order, values
+from normscope.stats.values import block_size, exact, finite, in_memory_order, values
 from normscope.terms.datum import Datum
 from normscope.terms.errors import ShapeError
 
@@ -53,7 +53,7 @@ class Moments(Monoid, Datum):
             channel_axis = _existing(channel_axis, tensor)
         table = by_channel(tensor, channel_axis, keep_order=mask is not None)
         counted = None if mask is None else _counted(mask, tensor, channel_axis).expand(table.shape)
-        parts = [two_pass(exact(block), kept) for block, kept in _blocks(table, counted)]
+        parts = [_block_moments(exact(block), kept) for block, kept in _blocks(table, counted)]
         count, mean, m2 = torch.stack(parts, dim=1).cpu().numpy()
         merged = combined(count, mean, m2)
         return merged if channel_axis is not None else merged.pooled()
@@ -114,23 +114,23 @@ def combined(count: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> Moments:
 
 
 def two_pass(x: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
-    """Count, mean and M2 of the finite elements over the first and the last axis of (O, C, I): float64, (3, C).
+    """Count, mean and M2 over the first and the last axis of (O, C, I): float64, (3, C).
 
-    counted: boolean, of the shape of `x`; False leaves an element out.
+    counted: boolean, of the shape of `x`, True for no element that is not finite; None for all, if all are finite.
     """
     import torch
 
-    if counted is None and x.device.type == "cpu":  # elsewhere the look at the outcome would cost a synchronization
+    if counted is None:
         count = x.new_full((x.shape[1],), x.shape[0] * x.shape[2], dtype=torch.float64)
         wide = x.to(torch.float64, copy=True)
-        mean = wide.sum((0, 2)) / count
-        if bool(mean.isfinite().all()):
-            return torch.stack((count, mean, wide.sub_(mean[:, None]).square_().sum((0, 2))))
-    counted = x.isfinite() if counted is None else x.isfinite() & counted
-    count = counted.sum((0, 2), dtype=torch.float64)
-    wide = x.double().where(counted, 0.0)
+    else:
+        count = counted.sum((0, 2)).double()
+        wide = x.where(counted, 0.0).double()
     mean = wide.sum((0, 2)) / count
-    return torch.stack((count, mean, wide.sub_(mean[:, None]).where(counted, 0.0).square_().sum((0, 2))))
+    wide.sub_(mean[:, None])
+    if counted is not None:
+        wide = wide.where(counted, 0.0)
+    return torch.stack((count, mean, wide.square_().sum((0, 2))))
 
 
 def by_channel(x: torch.Tensor, channel_axis: int | None, *, keep_order: bool = True) -> torch.Tensor:
@@ -142,6 +142,13 @@ def by_channel(x: torch.Tensor, channel_axis: int | None, *, keep_order: bool = 
         return x.reshape(prod(x.shape[:channel_axis]), x.shape[channel_axis], prod(x.shape[channel_axis + 1 :]))
     flat = None if keep_order else in_memory_order(x)
     return (x.reshape(-1) if flat is None else flat).view(1, 1, -1)
+
+
+def _block_moments(x: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    is_finite = finite(x)
+    if counted is not None and is_finite is not None:
+        counted = counted & is_finite
+    return two_pass(x, is_finite if counted is None else counted)
 
 
 def _blocks(table: torch.Tensor, counted: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:

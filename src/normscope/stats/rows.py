@@ -9,7 +9,7 @@ import numpy as np
 
 from normscope.stats.moments import Moments, two_pass
 from normscope.stats.sketch import CELLS, tally
-from normscope.stats.values import block_size, exact
+from normscope.stats.values import block_size, exact, finite
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +44,18 @@ def _measured_block(x: torch.Tensor) -> torch.Tensor:
     """int64 (R, CELLS + 5): the tally, then the bits of count, mean, M2, low and high as float64."""
     import torch
 
+    kept = finite(x)
+    numbers = torch.cat((two_pass(x[None], None if kept is None else kept[None]), _range(x, kept).double()))
+    return torch.cat((tally(x, kept), numbers.T.contiguous().view(torch.int64)), dim=1)
+
+
+def _range(x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """(2, R): the least and greatest kept value of each row; NaN for a row without one."""
+    import torch
+
     if x.shape[1] == 0:
-        low = high = x.new_full(x.shape[:1], torch.nan)
-    else:
-        low, high = x.amin(1), x.amax(1)  # NaN when the row has one
-    finite = x.device.type == "cpu" and bool((low.isfinite() & high.isfinite()).all())
-    if not finite and x.shape[1]:
-        kept = x.isfinite()
-        low, high = x.where(kept, torch.inf).amin(1), x.where(kept, -torch.inf).amax(1)
-        low, high = low.where(low <= high, torch.nan), high.where(low <= high, torch.nan)
-    numbers = torch.cat((two_pass(x[None]), torch.stack((low, high)).double()))
-    return torch.cat((tally(x, finite=finite), numbers.T.contiguous().view(torch.int64)), dim=1)
+        return x.new_full((2, len(x)), torch.nan)
+    if kept is None:
+        return torch.stack((x.amin(1), x.amax(1)))
+    low, high = x.where(kept, torch.inf).amin(1), x.where(kept, -torch.inf).amax(1)
+    return torch.stack((low, high)).where(low <= high, torch.nan)

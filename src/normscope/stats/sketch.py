@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 
 from normscope.stats.cdf import Cdf
 from normscope.stats.monoid import Arrays, Monoid
-from normscope.stats.values import block_size, exact, values
+from normscope.stats.values import block_size, exact, finite, values
 from normscope.terms.datum import Datum
 
 if TYPE_CHECKING:
     import torch
 
 BINS = 2048
-CELLS = BINS + 5  # with the exact zeros of each sign, NaN, +∞ and −∞
+CELLS = BINS + 4  # and exact zeros, NaN, +∞, −∞
 _HALF = BINS // 2  # bins of one sign, in order of magnitude; the negative half follows the positive one
 _STEPS = 16  # bins in an octave: 4 bits of the mantissa
 _LOWEST = -32  # the exponent where the bins begin
@@ -54,15 +54,13 @@ class Sketch(Monoid, Datum):
         import torch
 
         flat = values(x).reshape(-1)
-        blocks = flat.split(block_size(flat.device))
-        return cls.from_tally(torch.cat([tally(exact(block)[None]) for block in blocks]).sum(0).cpu().numpy())
+        rows = [exact(block)[None] for block in flat.split(block_size(flat.device))]
+        return cls.from_tally(torch.cat([tally(row, finite(row)) for row in rows]).sum(0).cpu().numpy())
 
     @classmethod
     def from_tally(cls, tally: np.ndarray) -> Sketch:
-        """From the counts of all `cells`, int64 (CELLS,)."""
-        nan, pos_inf, neg_inf = tally[BINS + 2 :].tolist()
-        positive, negative = tally[: _HALF + 1], tally[_HALF + 1 : BINS + 2]
-        return cls(np.concatenate((positive[1:], negative[1:])), int(positive[0] + negative[0]), nan, pos_inf, neg_inf)
+        """From the counts of all `cells`, int64 (CELLS,), of which it keeps a view."""
+        return cls(tally[:BINS], *tally[BINS:].tolist())
 
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both data sets together."""
@@ -144,32 +142,33 @@ class Sketch(Monoid, Datum):
         return cls(counts, *(int(number) for number in arrays["apart"]))
 
 
-def cells(x: torch.Tensor, *, finite: bool = False) -> torch.Tensor:
-    """The cell of each element of a float32 or float64 tensor, int32 of the same shape.
+def cells(x: torch.Tensor, finite: torch.Tensor | None = None) -> torch.Tensor:
+    """The cell of each element of a float32 or float64 tensor, int32 of the same shape: its bin, or after the bins
+    0, NaN, +∞, −∞.
 
-    0 is +0, 1…1024 are the positive bins by magnitude, 1025 is −0, 1026…2049 the negative bins, then NaN, +∞, −∞.
-    finite: whether all elements are known to be finite, which spares the search for others.
+    finite: which elements are finite; None when all are.
     """
     import torch
 
     integer, mantissa, bias = (torch.int64, 52, 1023) if x.dtype == torch.float64 else (torch.int32, 23, 127)
     first = (bias + _LOWEST) * _STEPS
-    bits = x.view(integer)
+    bits = (x + 0.0).view(integer)  # −0 + 0 is +0
     magnitude = bits & torch.iinfo(integer).max
-    cell = (magnitude >> (mantissa - 4)).clamp_(first, first + _HALF - 1).sub_(first)
-    cell.add_(magnitude.clamp(max=1)).add_((bits >> (8 * bits.itemsize - 1)).bitwise_and_(_HALF + 1))
-    if not finite:
-        apart = torch.where(x.isnan(), BINS + 2, torch.where(x > 0, BINS + 3, BINS + 4))
-        cell = cell.where(x.isfinite(), apart)
+    cell = (magnitude >> (mantissa - 4)).clamp_(first, first + _HALF - 1).sub_(first - BINS)
+    cell.add_(magnitude.clamp_(max=1), alpha=-BINS)  # back among the bins, but for zeros
+    cell.add_((bits >> (8 * bits.itemsize - 1)).bitwise_and_(_HALF))
+    if finite is not None:
+        infinite = torch.where(x > 0, BINS + 2, BINS + 3)
+        cell = cell.where(finite, infinite.where(x == x, BINS + 1))
     return cell.to(torch.int32)
 
 
-def tally(rows: torch.Tensor, *, finite: bool = False) -> torch.Tensor:
+def tally(rows: torch.Tensor, finite: torch.Tensor | None = None) -> torch.Tensor:
     """How many elements of each row (R, n), float32 or float64, fall in each of the `cells`: int64 (R, CELLS)."""
     import torch
 
     count = len(rows)
-    cell = cells(rows, finite=finite)
+    cell = cells(rows, finite)
     cell.add_(torch.arange(0, count * CELLS, CELLS, dtype=torch.int32, device=rows.device)[:, None])
     return torch.bincount(cell.view(-1), minlength=count * CELLS).view(count, CELLS)
 

@@ -46,6 +46,14 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize <= 2 or dtype == torch.float32 else torch.float64
 
 
+def finite(x: torch.Tensor) -> torch.Tensor | None:
+    """Which elements of a floating tensor are finite; None when all are, on a CPU, where finding that out is cheap."""
+    magnitude = x.abs()
+    if x.device.type == "cpu" and (x.numel() == 0 or bool(magnitude.amax() < float("inf"))):  # amax passes NaN on
+        return None
+    return magnitude < float("inf")
+
+
 def in_memory_order(x: torch.Tensor) -> torch.Tensor | None:
     """All elements as they lie in memory, a 1-D view; None when they have gaps or overlap."""
     expected = 1
