@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from normscope.record.malformed import reading
 from normscope.stats.moments import Moments, combined
 
 
@@ -33,6 +34,7 @@ class Columns:
     )
 
     @classmethod
+    @reading("A summary")
     def of(cls, rows: Sequence[tuple[Any, ...]]) -> Columns:
         """From the rows of a query for `SQL`; a NULL is NaN."""
         steps = np.array([row[0] for row in rows], dtype=np.int64)

@@ -8,12 +8,13 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from normscope.record import schema
-from normscope.record.blob import malformed
+from normscope.record.malformed import malformed
 from normscope.terms.errors import RecordError
 
 Rows = list[tuple[Any, ...]]
@@ -27,6 +28,7 @@ class Database:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._log = file.with_name(file.name + "-wal")
         self._lock = threading.Lock()
         self._opened: tuple[Any, sqlite3.Connection] | None = None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
@@ -36,6 +38,10 @@ class Database:
         with self._lock:
             try:
                 return self._connection().execute(sql, tuple(arguments)).fetchall()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise malformed("A table", f"`{self.file}`", error) from error
+                raise self._busy(error) from error
             except (sqlite3.Error, OverflowError) as error:
                 raise malformed("A table", f"`{self.file}`", error) from error
 
@@ -44,18 +50,28 @@ class Database:
         with self._lock:
             self._close()
 
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the end of the process even `os` may be gone
+            self._close()
+
     def _connection(self) -> sqlite3.Connection:
-        try:
-            told = self.file.stat()
-        except OSError as error:
-            raise schema.not_a_record(self.file, f"nothing that can be read ({error.strerror})") from error
-        if told.st_size == 0:
-            raise schema.not_a_record(self.file, "a file of zero bytes")
-        now = (os.getpid(), told.st_dev, told.st_ino)  # a connection serves neither a forked child nor a new file
+        now = self._state()
         if self._opened is None or self._opened[0] != now:
             self._close()
             self._opened = now, self._open()
         return self._opened[1]
+
+    def _state(self) -> tuple[Any, ...]:
+        """What a connection is good for: this process, and these very files."""
+        try:
+            told = [self.file.stat()]
+        except OSError as error:
+            raise schema.not_a_record(self.file, f"nothing that can be read ({error.strerror})") from error
+        if told[0].st_size == 0:
+            raise schema.not_a_record(self.file, "a file of zero bytes")
+        with suppress(OSError):
+            told.append(self._log.stat())
+        return os.getpid(), *((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in told)
 
     def _close(self) -> None:
         if self._opened is not None and self._opened[0][0] == os.getpid():
@@ -66,19 +82,19 @@ class Database:
             self._copy = None
 
     def _open(self) -> sqlite3.Connection:
+        # Not mode=ro: such a connection leaves the files of the write-ahead log behind, for it may not remove them.
         try:
-            return self._checked(self.file, "mode=ro")
+            return self._checked(self.file, "mode=rw")
         except sqlite3.OperationalError as error:
             if os.access(self.file.parent, os.W_OK):
                 raise schema.not_a_record(self.file, f"a file that cannot be opened ({error})") from error
         except sqlite3.DatabaseError as error:
             raise schema.not_a_record(self.file, f"a file that SQLite cannot read ({error})") from error
-        # Where nothing may be written SQLite cannot make the index of the write-ahead log that it needs beside it.
-        log = self.file.with_name(self.file.name + "-wal")
-        if not log.exists() or log.stat().st_size == 0:
+        # Where nothing may be written, SQLite cannot make the index of the write-ahead log that it needs beside it.
+        if not self._log.exists() or self._log.stat().st_size == 0:
             return self._checked(self.file, "immutable=1")
         self._copy = tempfile.TemporaryDirectory(prefix="normscope-")
-        for file in (self.file, log):
+        for file in (self.file, self._log):
             shutil.copy(file, self._copy.name)
         return self._checked(Path(self._copy.name) / self.file.name, "mode=rw")
 
@@ -87,8 +103,17 @@ class Database:
         connection = sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA query_only = ON")
             schema.check(connection, self.file)
         except (sqlite3.Error, RecordError):
             connection.close()
             raise
         return connection
+
+    def _busy(self, error: sqlite3.Error) -> RecordError:
+        return RecordError(
+            "A record was to be read that another program keeps to itself.",
+            found=f"{error}: `{self.file}`",
+            because="a program holds the file for writing alone, which Normscope does not do",
+            do="close that program, or ask again",
+        )

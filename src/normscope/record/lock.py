@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from normscope.terms.errors import RecordError
@@ -12,7 +13,7 @@ try:
 except ImportError:  # no such locks on Windows, where two writers then only meet as two segments
     fcntl = None
 
-_held: set[str] = set()  # by this process, against which its own locks do not guard
+_held: dict[str, int] = {}  # lock → the process that took it here; a process's own locks do not guard against itself
 
 
 class Lock:
@@ -29,7 +30,7 @@ class Lock:
         if fcntl is None or self._is_mine():
             return
         self.release()
-        if self._key in _held:
+        if _held.get(self._key) == os.getpid():
             raise self._taken("this process")
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -40,17 +41,18 @@ class Lock:
         except OSError:
             pass  # a file system without locks
         self._descriptor = descriptor
-        _held.add(self._key)
+        _held[self._key] = os.getpid()
 
     def release(self) -> None:
         """Give the lock back and remove its file."""
         if self._descriptor is None:
             return
         if self._is_mine():
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink()
         os.close(self._descriptor)
         self._descriptor = None
-        _held.discard(self._key)
+        _held.pop(self._key, None)
 
     def _is_mine(self) -> bool:
         if self._descriptor is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from normscope.record.quantities import LIVES, saturating
 from normscope.record.rankfile import RankFile
@@ -13,31 +14,39 @@ from normscope.terms.site import Site
 _LISTED = 40  # names that an error lists
 
 
-def tensors_of(ranks: Sequence[RankFile], site: Site | str) -> list[Site]:
-    """The recorded tensors of the module and call that `site` names (and of its parameter, when it names one).
+@dataclass(frozen=True)
+class Place:
+    """The recorded tensors of one module and call (and of its parameter, when that is named).
 
-    The one that it names comes first, if it is there. Raises UnknownNameError when nothing of the module is recorded,
-    or when `site` is a whole key, and that is not recorded.
+    named: the site that was asked for. tensors: at least one; the one that was asked for comes first, if it is there.
     """
-    named, explicit = _named(site)
-    found: dict[str, Site] = {}
-    for rank in ranks:
-        found = {**rank.sites("path = ? AND call = ?", named.path, named.call), **found}
-    exact = found.pop(named.key, None)
-    others = [other for other in found.values() if named.name in ("", other.name)]
-    if exact is None and (explicit or not others):
-        raise _unknown_site(ranks, named, explicit)
-    return [exact, *others] if exact else others
 
+    named: Site
+    tensors: tuple[Site, ...]
 
-def tensor_for(ranks: Sequence[RankFile], site: Site | str, quantity: str) -> Site | None:
-    """The recorded tensor of which `quantity` is, or None. Raises UnknownNameError as `tensors_of` does."""
-    tensors = tensors_of(ranks, site)
-    if quantity == "saturated":
-        return next((tensor for tensor in sorted(tensors, key=lambda t: t.what) if saturating(tensor)), None)
-    named, _ = _named(site)
-    key = named.at(LIVES.get(quantity, named.what), named.name).key
-    return next((tensor for tensor in tensors if tensor.key == key), None)
+    @classmethod
+    def find(cls, ranks: Sequence[RankFile], site: Site | str) -> Place:
+        """The place that `site` names: a site, a key, or a module path, which means any tensor of the module.
+
+        Raises UnknownNameError when the record has nothing of it.
+        """
+        named = site if isinstance(site, Site) else Site.parse(site)
+        whole = isinstance(site, Site) or ":" in site
+        found: dict[str, Site] = {}
+        for rank in ranks:
+            found = {**rank.sites("path = ? AND call = ?", named.path, named.call), **found}
+        exact = found.pop(named.key, None)
+        others = [other for other in found.values() if named.name in ("", other.name)]
+        if exact is None and (whole or not others):
+            raise _unknown_site(ranks, named, whole)
+        return cls(named, (exact, *others) if exact else tuple(others))
+
+    def home(self, quantity: str) -> Site | None:
+        """The tensor of which a derived quantity is, or None when the record has no such tensor."""
+        if quantity == "saturated":
+            return next((tensor for tensor in sorted(self.tensors, key=lambda t: t.what) if saturating(tensor)), None)
+        key = self.named.at(LIVES.get(quantity, self.named.what), self.named.name).key
+        return next((tensor for tensor in self.tensors if tensor.key == key), None)
 
 
 def unknown(noun: str, name: str, known: Iterable[str], because: str) -> UnknownNameError:
@@ -50,21 +59,15 @@ def unknown(noun: str, name: str, known: Iterable[str], because: str) -> Unknown
         f"A {noun} was asked for that does not exist.",
         found=f"`{name}`",
         because=because,
-        do=f"{guess}choose from: {told or 'nothing, for the record is empty'}",
+        do=f"{guess}choose from: {told}" if names else "nothing is recorded yet; ask again later",
     )
 
 
-def _named(site: Site | str) -> tuple[Site, bool]:
-    """What `site` names, and whether it says which tensor."""
-    return (site, True) if isinstance(site, Site) else (Site.parse(site), ":" in site)
-
-
-def _unknown_site(ranks: Sequence[RankFile], named: Site, explicit: bool) -> UnknownNameError:
+def _unknown_site(ranks: Sequence[RankFile], named: Site, whole: bool) -> UnknownNameError:
     sites = {key: site for rank in ranks for key, site in rank.sites().items()}
-    alias = next((site for site in sites.values() if named.path in site.aliases), None)
-    if alias is not None:
-        because = f"that module is recorded under its first path, `{alias.path}`"
-        return unknown("site", named.path, [alias.path], because)
-    if explicit:
+    first = next((site.path for site in sites.values() if named.path in site.aliases), None)
+    if first is not None:
+        return unknown("site", named.path, [first], "a module with several paths is recorded under its first one")
+    if whole:
         return unknown("site", named.key, sites, "the record has no such tensor")
     return unknown("site", named.path, {site.path for site in sites.values()}, "the record has no such module")

@@ -45,8 +45,28 @@ FROM_SUMMARY: Mapping[str, Callable[[Summary, Site], Any]] = MappingProxyType(
         "saturated": lambda summary, site: _saturated(summary, site),
     }
 )
-SHIFTS = ("internal_shift", "external_shift")
+# Between summaries, of these sources.
+SHIFTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"internal_shift": frozenset({"probe"}), "external_shift": frozenset({"live", "probe"})}
+)
 DERIVED = (*FROM_COLUMNS, *FROM_SUMMARY, *SHIFTS)
+
+# What the probes store as numbers. A record need not have them all.
+STORED = (
+    "loss",
+    "learning_rate",
+    "overhead",
+    "update_ratio",
+    "dead",
+    "eval_gap",
+    "running_stat_error",
+    "gradient_shift",
+    "gradient_shift_cosine",
+    "batch_stat_noise",
+    "loss_variation",
+    "gradient_predictiveness",
+    "effective_smoothness",
+)
 
 # Which tensor a quantity is of, when only the path is given; all others are of the output.
 LIVES: Mapping[str, What] = MappingProxyType(

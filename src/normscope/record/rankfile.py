@@ -8,7 +8,7 @@ import numpy as np
 
 from normscope.record.columns import Columns
 from normscope.record.database import Database
-from normscope.record.rows import Event, read_event, read_json, read_site, read_summary, read_trial
+from normscope.record.rows import Event, read_event, read_meta, read_site, read_summary, read_trial
 from normscope.record.schema import as_real
 from normscope.stats.summary import Summary
 from normscope.terms.site import Site
@@ -51,7 +51,7 @@ class RankFile:
     def meta(self) -> dict[str, object]:
         """What is known of the run."""
         rows = self.query("SELECT key, value FROM meta ORDER BY rowid")
-        return {key: read_json("What is known of the run", value) for key, value in rows}
+        return dict(read_meta(*row) for row in rows)
 
     def sites(self, where: str = "true", *arguments: object) -> dict[str, Site]:
         """Sites by key, in the order in which they were first seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from os import PathLike
 from pathlib import Path
@@ -13,8 +13,8 @@ import numpy as np
 
 from normscope.record import schema
 from normscope.record.columns import Columns
-from normscope.record.places import tensor_for, tensors_of, unknown
-from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_SUMMARY, SHIFTS
+from normscope.record.places import Place, unknown
+from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
 from normscope.record.rows import SOURCES, Event
 from normscope.record.series import Series
@@ -39,6 +39,7 @@ class Record:
 
     def __init__(self, path: str | PathLike[str] | Record) -> None:
         self.path: Path = path.path if isinstance(path, Record) else Path(path)
+        self._where = path._where if isinstance(path, Record) else self.path.absolute()
         self._files: dict[Path, RankFile] = {}
         for rank in self._ranks():
             rank.segments()
@@ -84,9 +85,15 @@ class Record:
         ranks = self._ranks()
         if site is None:
             return tuple(sorted(_contents(ranks, "")))
-        derived = [name for name in DERIVED if self._is_derivable(site, name)]
-        stored = {name for tensor in tensors_of(ranks, site) for name in _contents(ranks, tensor.key)}
-        return (*derived, *sorted(stored - {"summary"}))
+        place = Place.find(ranks, site)
+        there = {tensor: _contents(ranks, tensor.key) for tensor in place.tensors}
+        derived = []
+        for name in DERIVED:
+            tensor = place.home(name)
+            sources = _sources(there[tensor]) if tensor else set()
+            if sources and SHIFTS.get(name, set()) <= sources:
+                derived.append(name)
+        return (*derived, *sorted({name for contents in there.values() for name in contents} - {"summary"}))
 
     def series(self, site: Site | str | None, quantity: str, *, source: str | None = None) -> Series:
         """One quantity at one site over the steps; empty where the record has nothing of it.
@@ -99,7 +106,7 @@ class Record:
             source: ``live``, ``probe`` or ``probe_eval``; the first of them that the site has when None.
 
         Raises:
-            UnknownNameError: no such site, no such quantity anywhere in the record, or no such source.
+            UnknownNameError: no such site, a quantity that is neither known nor in the record, or no such source.
         """
         if source is not None and source not in SOURCES:
             raise unknown("source", source, SOURCES, "a summary is of a training batch, or of the fixed probe")
@@ -107,10 +114,11 @@ class Record:
             return self._scalars(site, quantity)
         if quantity in SHIFTS:
             return self.shift(site, kind="internal" if quantity == "internal_shift" else "external")
-        tensor = tensor_for(self._ranks(), site, quantity)
+        place = Place.find(self._ranks(), site)
+        tensor = place.home(quantity)
         if tensor is None:
-            return Series.of(tensors_of(self._ranks(), site)[0], quantity, source or "live", [], [])
-        source = source or next(iter(self._sources(tensor)), "live")
+            return Series.of(place.tensors[0], quantity, source or "live", [], [])
+        source = source or self._source(tensor)
         if quantity in FROM_COLUMNS:
             rows = Columns.merged([rank.columns(tensor.key, source) for rank in self._ranks()])
             return Series.of(tensor, quantity, source, rows.steps, FROM_COLUMNS[quantity](rows))
@@ -212,54 +220,54 @@ class Record:
         return [self._files[file] for file in filled]
 
     def _found(self) -> dict[Path, int]:
-        if self.path.is_file():
-            return {self.path: schema.rank_of(self.path) or 0}
-        if not self.path.is_dir():
+        if self._where.is_file():
+            return {self._where: schema.rank_of(self._where) or 0}
+        if not self._where.is_dir():
             raise schema.not_a_record(self.path, "nothing")
-        ranks = {file: rank for file in self.path.iterdir() if (rank := schema.rank_of(file)) is not None}
+        ranks = {file: rank for file in self._where.iterdir() if (rank := schema.rank_of(file)) is not None}
         if not ranks:
             raise schema.not_a_record(self.path, "a directory without any rank<N>.sqlite")
         return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
     def _tensor(self, site: Site | str) -> Site:
-        tensor = tensor_for(self._ranks(), site, "")
-        return tensor or tensors_of(self._ranks(), site)[0]
+        place = Place.find(self._ranks(), site)
+        return place.home("") or place.tensors[0]
 
-    def _sources(self, tensor: Site) -> list[str]:
-        """The sources of which the tensor has summaries, live first."""
-        there = {
-            source for rank in self._ranks() for quantity, source in rank.contents(tensor.key) if quantity == "summary"
-        }
-        return [source for source in SOURCES if source in there]
-
-    def _is_derivable(self, site: Site | str, quantity: str) -> bool:
-        tensor = tensor_for(self._ranks(), site, quantity)
-        needed = {"internal_shift": ["probe"], "external_shift": ["live", "probe"]}.get(quantity, [])
-        sources = self._sources(tensor) if tensor else []
-        return bool(sources) and set(needed) <= set(sources)
+    def _source(self, tensor: Site) -> str:
+        """The first source of which the tensor has summaries."""
+        there = _sources(_contents(self._ranks(), tensor.key))
+        return next((source for source in SOURCES if source in there), SOURCES[0])
 
     def _scalars(self, site: Site | str | None, quantity: str) -> Series:
         """A stored number: of the site itself, or of the tensor of its module that has it. The mean over the ranks."""
         ranks = self._ranks()
-        tensors = [None] if site is None else tensors_of(ranks, site)
-        keys = [tensor.key if tensor else "" for tensor in tensors]
-        chosen = next((number for number, key in enumerate(keys) if quantity in _contents(ranks, key)), None)
-        if chosen is None:
-            known = {*_contents(ranks, None), *(() if site is None else DERIVED)} - {"summary"}
-            if quantity not in known:
-                because = "the record has no such number" + (
-                    "" if site is None else ", and none is derived by that name"
-                )
-                raise unknown("quantity", quantity, known, because)
-            return Series.of(tensors[0], quantity, "", [], [])
-        parts = [rank.scalars(keys[chosen], quantity) for rank in ranks]
+        tensors = (None,) if site is None else Place.find(ranks, site).tensors
+        having = (tensor for tensor in tensors if quantity in _contents(ranks, tensor.key if tensor else ""))
+        tensor = next(having, tensors[0])
+        parts = [rank.scalars(tensor.key if tensor else "", quantity) for rank in ranks]
         steps, place = np.unique(np.concatenate([steps for steps, _ in parts]), return_inverse=True)
+        if not len(steps):
+            self._check_known(quantity, STORED if site is None else (*STORED, *DERIVED))
         total = np.bincount(place, np.concatenate([values for _, values in parts]), len(steps))
-        return Series.of(tensors[chosen], quantity, "", steps, total / np.bincount(place, minlength=len(steps)))
+        return Series.of(tensor, quantity, "", steps, total / np.bincount(place, minlength=len(steps)))
+
+    def _check_known(self, quantity: str, names: Sequence[str]) -> None:
+        known = {*names, *_contents(self._ranks(), None)} - {"summary"}
+        if quantity not in known:
+            raise unknown("quantity", quantity, known, "it is neither derived from summaries nor stored in this record")
 
 
-def _contents(ranks: Sequence[RankFile], key: str | None) -> set[str]:
-    return {quantity for rank in ranks for quantity, _ in rank.contents(key)}
+def _contents(ranks: Sequence[RankFile], key: str | None) -> dict[str, set[str]]:
+    """What there is of a site, of the whole run ("") or of anything (None): from quantity to its sources."""
+    contents: dict[str, set[str]] = {}
+    for rank in ranks:
+        for quantity, source in rank.contents(key):
+            contents.setdefault(quantity, set()).add(source)
+    return contents
+
+
+def _sources(contents: Mapping[str, set[str]]) -> set[str]:
+    return contents.get("summary", set())
 
 
 def _merged(parts: Sequence[Summary]) -> Summary:

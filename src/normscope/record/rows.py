@@ -1,4 +1,7 @@
-"""How a summary, a scalar, an event, a trial and a site stand in their table: both ways, side by side."""
+"""How a summary, a scalar, an event, a trial, a site and meta stand in their tables: both ways, side by side.
+
+What reads raises RecordError where a row is malformed.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from normscope.record.blob import malformed, pack, unpack
+import numpy as np
+
+from normscope.record.blob import pack, unpack
+from normscope.record.malformed import reading
 from normscope.stats.summary import Summary
 from normscope.terms.datum import Datum, plain
-from normscope.terms.errors import NormscopeError
 from normscope.terms.site import Site
 from normscope.terms.spec import NormSpec
 from normscope.terms.verdict import Trial
@@ -72,12 +77,13 @@ def summary_row(site: Site, step: int, source: str, summary: Summary) -> Row:
     return Row("summary", values, site)
 
 
+@reading("A summary")
 def read_summary(arrays: bytes) -> Summary:
-    """The summary in the column `arrays`. Raises RecordError when it is malformed."""
-    try:
-        return Summary.from_arrays(unpack(arrays))
-    except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
-        raise malformed("A summary", "its arrays", repr(error)) from error
+    """The summary in the column `arrays`."""
+    summary = Summary.from_arrays(unpack(arrays))
+    if np.shape(summary.moments.mean):
+        raise ValueError("the moments of a whole tensor are single numbers")
+    return summary
 
 
 def scalar_row(site: Site | None, step: int, quantity: str, value: float) -> Row:
@@ -97,9 +103,10 @@ def event_row(
     return Row("event", (when, None if step is None else int(step), str(kind), str(text), _json(data or {})))
 
 
+@reading("An event")
 def read_event(rank: int, when: float, step: int | None, kind: str, text: str, data: str) -> Event:
-    """The event in a row. Raises RecordError when it is malformed."""
-    return Event(step, kind, text, read_json("An event", data), when, rank)
+    """The event in a row."""
+    return Event(None if step is None else int(step), str(kind), str(text), json.loads(data), float(when), rank)
 
 
 def trial_row(trial: Trial) -> Row:
@@ -107,17 +114,21 @@ def trial_row(trial: Trial) -> Row:
     return Row("trial", (time.time(), _json(trial.to_dict())))
 
 
+@reading("A trial")
 def read_trial(data: str) -> Trial:
-    """The trial in a row. Raises RecordError when it is malformed."""
-    try:
-        return Trial.from_dict(read_json("A trial", data))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise malformed("A trial", "its data", repr(error)) from error
+    """The trial in a row."""
+    return Trial.from_dict(json.loads(data))
 
 
 def meta_row(key: str, value: Any) -> Row:
     """The row of something known of the whole run."""
     return Row("meta", (str(key), _json(value)))
+
+
+@reading("What is known of the run")
+def read_meta(key: str, value: str) -> tuple[str, Any]:
+    """The name and the value in a row."""
+    return str(key), json.loads(value)
 
 
 def site_values(site: Site) -> tuple[Any, ...]:
@@ -138,6 +149,7 @@ def site_values(site: Site) -> tuple[Any, ...]:
     )
 
 
+@reading("A site")
 def read_site(
     path: str,
     what: Any,
@@ -151,26 +163,24 @@ def read_site(
     feeds: str | None,
     aliases: str,
 ) -> Site:
-    """The site in a row. Raises RecordError when it is malformed."""
-    described = None if spec is None else _read_spec(spec)
-    others = tuple(str(alias) for alias in read_json("A site", aliases))
-    return Site(path, what, call, name, role, kind, depth, channel_axis, described, feeds, others)
+    """The site in a row, from the column `path` on."""
+    return Site(
+        str(path),
+        what,
+        int(call),
+        str(name),
+        role,
+        str(kind),
+        int(depth),
+        None if channel_axis is None else int(channel_axis),
+        None if spec is None else _spec(json.loads(spec)),
+        None if feeds is None else str(feeds),
+        tuple(str(alias) for alias in json.loads(aliases)),
+    )
 
 
-def read_json(what: str, text: str) -> Any:
-    """The JSON value in a column. Raises RecordError when it is malformed."""
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise malformed(what, f"{text!r:.80}", error) from error
-
-
-def _read_spec(text: str) -> NormSpec:
-    try:
-        told = read_json("A normalization", text)
-        return NormSpec(**{**told, "over": frozenset(told["over"])})
-    except (KeyError, TypeError, NormscopeError) as error:
-        raise malformed("A normalization", f"{text!r:.80}", repr(error)) from error
+def _spec(told: dict[str, Any]) -> NormSpec:
+    return NormSpec(**{**told, "over": frozenset(told["over"])})
 
 
 def _json(value: Any) -> str:

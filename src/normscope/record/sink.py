@@ -8,7 +8,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from normscope import __version__
@@ -88,7 +88,8 @@ class Sink:
                     connection.execute("ROLLBACK")
                 raise
             if end:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                with suppress(sqlite3.Error):  # what is in the write-ahead log is on the disk all the same
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return refused
 
     def release(self) -> None:
@@ -118,20 +119,20 @@ class Sink:
             schema.create(connection)
         if connection.execute("SELECT 1 FROM segment WHERE token = ?", (self._token,)).fetchone():
             return
-        lost = self._segment > 0
-        earlier = connection.execute("SELECT count(*), max(id) FROM segment").fetchone()
-        self._segment = (earlier[1] or 0) + 1
+        notes = list(self._meta.values())
+        if self._segment:
+            text = "the file of the record was removed while it was written; what it held before is gone"
+            notes.append(event_row("fault", text))
+        last = connection.execute("SELECT id, ended FROM segment ORDER BY id DESC LIMIT 1").fetchone()
+        if last is not None:
+            text = f"segment {last[0] + 1} continues a record that {'broke off' if last[1] is None else 'was closed'}"
+            notes.append(event_row("note", text, data={"segment": last[0] + 1}))
+        self._segment = last[0] + 1 if last else 1
         self._first_step, self._sites, self._contents = None, {}, set()
         connection.execute(
             "INSERT INTO segment (id, token, version, host, pid, started) VALUES (?, ?, ?, ?, ?, ?)",
             (self._segment, self._token, __version__, socket.gethostname(), os.getpid(), time.time()),
         )
-        notes = list(self._meta.values())
-        if earlier[0]:
-            notes.append(event_row("note", f"the run is continued: segment {self._segment} begins"))
-        if lost:
-            text = "the file of the record was removed while it was written; what it held before is gone"
-            notes.append(event_row("fault", text))
         self._insert(connection, notes)
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sqlite3
 import threading
 import time
 import warnings
@@ -58,7 +57,7 @@ class Writer:
         flush_every: float = 2.0,
         queue_limit: int = 4096,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a script may change its directory
         self.rank = rank
         self._pid = os.getpid()
         self._sink = Sink(_directory(self.path) / schema.file_name(rank))
@@ -78,9 +77,9 @@ class Writer:
         self._taken: Counter[str] = Counter()  # entries that became those rows
         self._outage: tuple[float, str] | None = None  # since when the disk refuses, and why
         self._faults: list[str] = []
-        self._warned = False
+        self._warned = self._parted = False
 
-        self.meta(**surroundings(), **(meta or {}))
+        self.meta(**{**surroundings(), **(meta or {})})
         self._write(first=True)
         self._thread = threading.Thread(target=self._run, name=f"normscope-record-{rank}", daemon=True)
         self._thread.start()
@@ -133,14 +132,12 @@ class Writer:
         if os.getpid() != self._pid:
             return
         with self._changed:
-            if self._closing:
-                return
             self._closing = True
             self._changed.notify_all()
-        atexit.unregister(self.close)
         self._thread.join(timeout)
-        missing = self._waiting.total()
-        if missing:
+        atexit.unregister(self.close)
+        if (missing := self._waiting.total()) and not self._parted:
+            self._parted = True
             self._warn(f"the record {self.path} was closed without its last {missing} entries")
 
     def __enter__(self) -> Writer:
@@ -168,10 +165,7 @@ class Writer:
             with self._changed:
                 self._changed.wait_for(self._is_wanted, self._flush_every)
                 asked, closing = self._asked, self._closing
-            try:
-                self._write(end=closing)
-            except Exception as error:  # a fault of this file's own; training and the next flush go on
-                self._fault(repr(error))
+            self._write(end=closing)
             with self._changed:
                 self._answered, self._closed = asked, closing
                 self._changed.notify_all()
@@ -188,8 +182,9 @@ class Writer:
         self._encode(queue)
         try:
             refused = self._sink.write([*self._rows, *self._excuses(drops)], end=end)
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:  # the disk's, as a rule
             if first and isinstance(error, RecordError):
+                self._sink.release()
                 raise
             with self._changed:
                 self._drops.merge(drops)
@@ -237,7 +232,7 @@ class Writer:
 
 def _directory(path: Path) -> Path:
     """`path`, when a run directory can be there."""
-    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    file = next((place for place in (path, *path.parents) if os.path.isfile(place)), None)
     if file is None:
         return path
     raise RecordError(
