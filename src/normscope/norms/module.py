@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from normscope.kernels.cells import ungroupable
 from normscope.kernels.reference import activate
 from normscope.norms.sources import Call, initial_state, run
+from normscope.norms.whitening import Whitening
 from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import NormSpec
 
-_SAVED = {"running_mean", "running_var", "num_batches_tracked", "population_size"}
+_PASSING = ("num_batches_skipped", "pending_")  # buffers that a checkpoint does not hold, so that its keys are torch's
 
 
 class Norm(nn.Module):
@@ -63,24 +64,8 @@ class Norm(nn.Module):
         for name, wanted in (("weight", spec.affine), ("bias", spec.bias)):
             values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, values)
-        self._kept: tuple[str, ...] = ()
-        self._keep(device, dtype)
+        self._kept = register_state(self, spec, spec.groups if "C" in spec.over else self.channels, device, dtype)
         self.reset_parameters()
-
-    def _keep(self, device: Any, dtype: Any) -> None:
-        width = self.spec.groups if "C" in self.spec.over else self.channels
-        state = initial_state(self.spec, width)
-        if state and "S" not in self.spec.over:
-            raise SpecError(
-                "A normalization was described with kept statistics, but not over the positions.",
-                found={"over": "".join(sorted(self.spec.over)), "infer_from": self.spec.infer_from},
-                because="kept statistics are one a channel, so positions must share them",
-                do="add 'S' to `over`, or take the statistics from the input or the batch at inference too",
-            )
-        for name, value in state.items():
-            kind = dtype if value.is_floating_point() else None
-            self.register_buffer(name, value.to(device=device, dtype=kind), persistent=name in _SAVED)
-        self._kept = tuple(state)
 
     def reset_parameters(self) -> None:
         """Weight such that g = 1, bias 0, and no batch seen."""
@@ -186,6 +171,26 @@ class Norm(nn.Module):
         return f"{', '.join(map(str, self.shape))}, {self.spec!r}"
 
 
+def register_state(module: nn.Module, spec: NormSpec, width: int, device: Any, dtype: Any) -> tuple[str, ...]:
+    """Give `module` the buffers that keep the statistics of `spec`, `width` numbers each; their names.
+
+    Raises:
+        SpecError: the description asks for kept statistics that are not one a channel.
+    """
+    state = initial_state(spec, width)
+    if state and "S" not in spec.over:
+        raise SpecError(
+            "A normalization was described with kept statistics, but not over the positions.",
+            found={"over": "".join(sorted(spec.over)), "infer_from": spec.infer_from},
+            because="kept statistics are one a channel, so positions must share them",
+            do="add 'S' to `over`, or take the statistics from the input or the batch at inference too",
+        )
+    for name, value in state.items():
+        kind = dtype if value.is_floating_point() else None
+        module.register_buffer(name, value.to(device=device, dtype=kind), persistent=not name.startswith(_PASSING))
+    return tuple(state)
+
+
 def build(
     spec: NormSpec,
     channels: int | tuple[int, ...],
@@ -193,7 +198,7 @@ def build(
     device: Any = None,
     dtype: Any = None,
     rank: int | None = None,
-) -> Norm:
+) -> nn.Module:
     """The layer for a description.
 
     Args:
@@ -207,11 +212,13 @@ def build(
         SpecError: the formula does not cover the description.
         ShapeError: the channels do not split into the groups.
     """
-    if spec.scale == "whiten" or spec.weights is not None:
+    if spec.weights is not None:
         raise SpecError(
             "A layer was asked for by a description that the formula does not cover.",
-            found={"scale": spec.scale, "weights": spec.weights},
-            because="whitening divides by a matrix, and a reparametrization belongs to the weights of another layer",
-            do="use normscope.nn.IterNorm, or a function such as normscope.nn.weight_norm(layer)",
+            found={"weights": spec.weights},
+            because="a reparametrization belongs to the weights of another layer",
+            do="use a function such as normscope.nn.weight_norm(layer)",
         )
+    if spec.scale == "whiten":
+        return Whitening(spec, math.prod(channels) if isinstance(channels, tuple) else channels, device, dtype)
     return Norm(spec, channels, ranks=None if rank is None else (rank,), device=device, dtype=dtype)

@@ -65,6 +65,8 @@ class NormSpec(Datum):
         corrections: for ``train_from="renormalized"``, the bounds of r and d as ``(limit, first step, last step)``:
             the bound grows linearly from plain batch normalization (r = 1, d = 0) at the first step to its limit at
             the last (Ioffe 2017, section 3).
+        iterations: for ``scale="whiten"``, Newton steps towards the inverse root of the covariance; None is the exact
+            root.
         decay: for ``train_from="online"``, the decay of the stream's statistics and that of the control of the
             gradient (Chiley et al. 2019, section 3).
         weights: how the layer's weights are reparametrized, if at all.
@@ -90,6 +92,7 @@ class NormSpec(Datum):
     virtual_batch: int | None = None
     corrections: tuple[tuple[float, int, int], tuple[float, int, int]] | None = None
     decay: tuple[float, float] | None = None
+    iterations: int | None = None
     weights: Reparametrization | None = None
     activation: str | None = None
 
@@ -105,7 +108,7 @@ class NormSpec(Datum):
             ("weights", (*get_args(Reparametrization), None)),
         ):
             _one_of(name, getattr(self, name), allowed)
-        if self.groups < 1 or (self.groups > 1 and "C" not in self.over):
+        if self.groups < 1 or (self.groups > 1 and "C" not in self.over and self.scale != "whiten"):
             raise SpecError(
                 f"A normalization was described with {self.groups} groups of channels.",
                 found={"groups": self.groups, "over": "".join(sorted(self.over))},

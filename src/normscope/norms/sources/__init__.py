@@ -12,10 +12,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from normscope.kernels.reference import Statistics
 from normscope.norms.sources.averaged import Cumulative, Population, Running
 from normscope.norms.sources.ghost import Ghost
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.measured import Measured, Nothing
+from normscope.norms.sources.online import Online
 from normscope.norms.sources.renormalized import Renormalized
 from normscope.norms.sources.source import Call, Source
 from normscope.norms.sources.synchronized import Synchronized
@@ -31,12 +33,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "renormalized": Renormalized(),
         "ghost": Ghost(),
         "synchronized": Synchronized(),
+        "online": Online(),
         "given": Given(),
         "none": Nothing(),
     }
 )
 
-__all__ = ["SOURCES", "Call", "Source", "initial_state", "run"]
+__all__ = ["SOURCES", "Call", "Source", "initial_state", "run", "teach"]
 
 
 def initial_state(spec: NormSpec, width: int) -> dict[str, Tensor]:
@@ -53,13 +56,21 @@ def run(call: Call, training: bool) -> Tensor:
     if not training:
         return infer.normalize(call)
     train = SOURCES[call.spec.train_from]
-    if not infer.learns or not call.state or recomputing():
+    if recomputing():
+        return train.repeat(call)
+    if not infer.learns or not call.state:
         return train.normalize(call)
     y, seen = train.measure(call)
-    with torch.no_grad():
-        for statistics in seen:
-            infer.learn(call.state, call.spec, statistics)
+    teach(call.state, call.spec, *seen)
     return y
+
+
+def teach(state: Mapping[str, Tensor], spec: NormSpec, *seen: Statistics) -> None:
+    """Let the source of inference learn, in place, from what was measured; a batch run again teaches nothing."""
+    if not recomputing():
+        with torch.no_grad():
+            for statistics in seen:
+                SOURCES[spec.infer_from].learn(state, spec, statistics)
 
 
 def recomputing() -> bool:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from normscope.kernels.reference import Statistics
+from normscope.kernels.reference import Statistics, measure
 from normscope.norms.sources.given import Given
+from normscope.norms.sources.source import Call
 from normscope.terms.spec import NormSpec
 
 
@@ -33,6 +34,20 @@ class Running(Given):
             state |= {"pending_mean": torch.zeros(width), "pending_var": torch.zeros(width)}
             state |= {"pending_size": torch.tensor(0), "pending_batches": torch.tensor(0)}
         return state
+
+    def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
+        """As a source for training: learn from the batch first, then normalize by the average, outside the gradient.
+
+        This is the estimated batch normalization of Qiao et al. 2019 ("Rethinking Normalization…", section 4.2).
+        """
+        assert call.state is not None
+        with torch.no_grad():
+            self.learn(call.state, call.spec, measure(call.x, call.spec, call.mask))
+        return self.normalize(call), ()
+
+    def repeat(self, call: Call) -> Tensor:
+        """Normalize by the average, which the first run has taught."""
+        return self.normalize(call)
 
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""

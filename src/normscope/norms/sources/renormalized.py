@@ -9,12 +9,12 @@ from torch import Tensor
 
 from normscope.kernels.cells import cells
 from normscope.kernels.reference import Statistics, measure, root, scale_and_shift
-from normscope.norms.sources.source import Call, Source
+from normscope.norms.sources.source import Call, Unrepeatable
 
 CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017, section 4
 
 
-class Renormalized(Source):
+class Renormalized(Unrepeatable):
     """``x̂ = (x − μ_B)/σ_B · r + d`` with ``r = clip(σ_B/σ)`` and ``d = clip((μ_B − μ)/σ)``, both outside the gradient.
 
     μ and σ are the running statistics before this batch. The bounds of r and d grow from none (batch normalization)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normscope.kernels.reference import Statistics
+from normscope.terms.errors import ModelError
 from normscope.terms.spec import NormSpec
 
 
@@ -43,5 +44,26 @@ class Source:
         """The output, and what was measured on the way: one `Statistics` a (virtual) batch, without gradient."""
         return self.normalize(call), ()
 
+    def repeat(self, call: Call) -> Tensor:
+        """The output once more, for activation checkpointing: the same operations, and nothing learned."""
+        return self.measure(call)[0]
+
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Update `state` in place with what was measured of one batch."""
+
+
+class Unrepeatable(Source):
+    """A source whose output depends on the batches before this one, so that a second run of it differs."""
+
+    def repeat(self, call: Call) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            f'A normalization with train_from="{call.spec.train_from}" was run again inside a backward pass.',
+            found="activation checkpointing of a layer whose output depends on the batches before this one",
+            because="its statistics have moved on since the first run, so the second would differ from it in silence",
+            do='leave this layer outside the checkpoint, or describe it with train_from="batch"',
+        )

@@ -1,0 +1,129 @@
+"""Norms of single samples that torch does not have, and the oldest one that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normscope.kernels.cells import cells
+from normscope.kernels.reference import measure, root, scale_and_shift
+from normscope.norms.module import Norm
+from normscope.terms.catalog import CATALOG
+from normscope.terms.spec import Layout
+
+
+class PositionalNorm(Norm):
+    """Normalization of (N, C, *) over the channels of each position (Li et al. 2019, "Positional Normalization").
+
+    `moments` gives the mean and deviation that were taken out, for the paper's moment shortcut.
+    """
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, affine: bool = False, device: Any = None, dtype: Any = None
+    ) -> None:
+        spec = CATALOG["PositionalNorm"].but(eps=eps, affine=affine, bias=affine)
+        super().__init__(spec, num_channels, device=device, dtype=dtype)
+
+    def moments(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the deviation of each position, each (N, 1, *): injected later as ``y · deviation + mean``."""
+        seen = measure(input, self.spec)
+        return seen.mean.flatten(1, 2), root(seen.var, self.spec).flatten(1, 2)
+
+
+class FilterResponseNorm(Norm):
+    """``max(g · x/√(mean x² + ε) + b, τ)`` for (N, C, *) (Singh & Krishnan 2020): response norm and its threshold τ.
+
+    Args:
+        num_channels: C.
+        eps: ε.
+        learned_eps: whether |ε′|, one learned number a channel that starts at 1e-4, is added to ε; the paper's advice
+            where a channel has few positions, down to one (section 3.1).
+        threshold: whether the thresholded linear unit with a learned τ a channel follows; it is part of the method.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+    """
+
+    tau: Tensor | None
+    eps_learned: Tensor | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        learned_eps: bool = False,
+        threshold: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(CATALOG["FilterResponseNorm"].but(eps=eps), num_channels, device=device, dtype=dtype)
+        for name, wanted, start in (("tau", threshold, 0.0), ("eps_learned", learned_eps, 1e-4)):
+            values = torch.full((num_channels,), start, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if wanted else None)
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The thresholded response; without positions, (N, C), each number is its own mean."""
+        x = input.unsqueeze(-1) if input.ndim == 2 else input
+        mask = mask.unsqueeze(-1) if mask is not None and mask.ndim == 1 else mask
+        var = measure(x, self.spec, mask).var
+        if self.eps_learned is not None:
+            var = var + cells(x, self.spec).along_channels(self.eps_learned.abs())
+        y = scale_and_shift(x, self.spec, None, root(var, self.spec), self.weight, self.bias, mask)
+        if self.tau is not None:
+            kept = torch.maximum(y, self.tau.view(-1, *[1] * (x.ndim - 2)).to(y.dtype))
+            y = kept if mask is None else torch.where(mask.unsqueeze(1), kept, y)
+        return y.squeeze(-1) if input.ndim == 2 else y
+
+
+class LocalResponseNorm(nn.Module):
+    """Division by the energy of neighbouring channels (Krizhevsky et al. 2012); see `torch.nn.LocalResponseNorm`."""
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``x / (k + α · mean of x² over `size` channels)^β``."""
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+    def extra_repr(self) -> str:
+        """As torch writes it."""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class DynamicTanh(nn.Module):
+    """``g · tanh(α x) + b`` (Zhu et al. 2025, "Transformers without Normalization"): no statistics at all.
+
+    Args:
+        num_channels: C.
+        alpha: the starting value of the one learned α.
+        layout: whether the input is (N, *, C) or (N, C, *).
+        device: of parameters.
+        dtype: of parameters.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        alpha: float = 0.5,
+        layout: Layout = "channels_last",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(num_channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The squashed input."""
+        tail = (1,) * (input.ndim - 2) if self.layout == "channels_first" else ()
+        weight, bias = self.weight.view(-1, *tail), self.bias.view(-1, *tail)
+        return torch.tanh(self.alpha * input) * weight + bias
+
+    def extra_repr(self) -> str:
+        """The channels and the layout."""
+        return f"{self.weight.numel()}, layout={self.layout!r}"

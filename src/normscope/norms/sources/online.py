@@ -1,0 +1,114 @@
+"""Statistics of a stream, one sample at a time (Chiley et al. 2019, "Online Normalization").
+
+Sample t is normalized by what was known before it; the gradient through the statistics, which would reach back for
+ever, is replaced by a control process that keeps it orthogonal to 1 and to the output in the long run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from normscope.kernels.cells import Cells, cells
+from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.norms.sources.given import Given
+from normscope.norms.sources.source import Call, Unrepeatable
+from normscope.terms.errors import DataError
+from normscope.terms.spec import NormSpec
+
+DECAY = (0.999, 0.99)  # α_f and α_b, Chiley et al. 2019, section 4
+
+
+class Online(Unrepeatable, Given):
+    """``y_t = (x_t − μ_{t−1}) / σ_{t−1}``; at inference, the last μ and σ of the stream.
+
+    Buffers: the stream's mean and variance, and the two errors that the control of the gradient has accumulated.
+    """
+
+    learns = True
+
+    def initial(self, spec: NormSpec, width: int) -> dict[str, Tensor]:
+        """Mean 0, variance 1, no error accumulated."""
+        return {
+            **super().initial(spec, width),
+            "control_output": torch.zeros(width),
+            "control_ones": torch.zeros(width),
+            "num_batches_skipped": torch.tensor(0),
+        }
+
+    def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
+        """Normalize each sample by the stream before it, and move the stream past the batch."""
+        if call.mask is not None or not call.state:
+            raise DataError(
+                "Online normalization was asked to train with a mask, or without its buffers.",
+                found={"mask": call.mask is not None, "state": bool(call.state)},
+                because="its statistics are a stream of whole samples, kept in buffers",
+                do="leave the mask out, and pass the buffers of one layer from call to call",
+            )
+        y = _Stream.apply(call.x, call.spec, dict(call.state))
+        return scale_and_shift(y, call.spec, None, None, call.weight, call.bias), ()
+
+
+class _Stream(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spec: NormSpec, state: dict[str, Tensor]) -> Tensor:
+        decay = (spec.decay or DECAY)[0]
+        view = cells(x, spec)
+        own = measure(x, spec.but(over="S"))
+        mean, var = own.mean.flatten(1), own.var.flatten(1)  # (N, C), of each sample by itself
+        kept_mean, kept_var = state["running_mean"].to(mean.dtype), state["running_var"].to(var.dtype)
+        means = _recur(kept_mean, (1 - decay) * mean, decay)
+        steps = (1 - decay) * var + decay * (1 - decay) * (mean - means[:-1]).square()
+        variances = _recur(kept_var, steps, decay)
+        sigma = _along(root(variances[:-1], spec), view)
+        y = (view.split(wide(x)) - _along(means[:-1], view)) / sigma
+        ctx.view, ctx.spec, ctx.state, ctx.dtype = view, spec, state, x.dtype
+        ctx.save_for_backward(y, sigma)
+        finite = (means[-1] + variances[-1]).isfinite().all()
+        for name, value in (("running_mean", means[-1]), ("running_var", variances[-1])):
+            state[name].copy_(torch.where(finite, value, state[name]))
+        state["num_batches_skipped"].add_(~finite)
+        return view.join(y).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y, sigma = ctx.saved_tensors
+        view, state = ctx.view, ctx.state
+        decay = (ctx.spec.decay or DECAY)[1]
+        grad = view.split(wide(grads[0]))
+        positions = tuple(dim for dim in view.dims if dim != 0)
+
+        def mean(values: Tensor) -> Tensor:
+            return (values.mean(positions) if positions else values).flatten(1)
+
+        # ε_y after each sample: ε_t = ε_{t−1} + mean((g_t − (1 − α) ε_{t−1} y_t) · y_t)
+        along_output, power = mean(grad * y), mean(y.square())
+        errors = [state["control_output"].to(y.dtype)]
+        for step, size in zip(along_output, power, strict=True):
+            errors.append(errors[-1] + step - (1 - decay) * errors[-1] * size)
+        grad = (grad - (1 - decay) * _along(torch.stack(errors[:-1]), view) * y) / sigma
+        ones = _recur(state["control_ones"].to(y.dtype), mean(grad), decay)
+        grad = grad - (1 - decay) * _along(ones[:-1], view)
+        finite = (errors[-1] + ones[-1]).isfinite().all()
+        for name, value in (("control_output", errors[-1]), ("control_ones", ones[-1])):
+            state[name].copy_(torch.where(finite, value, state[name]))
+        return view.join(grad).to(ctx.dtype), None, None
+
+
+def _along(values: Tensor, view: Cells) -> Tensor:
+    """(N, C) values, shaped to meet the split tensor."""
+    shape = [1] * view.rank
+    shape[0], shape[view.axis] = values.shape
+    return values.reshape(shape)
+
+
+def _recur(start: Tensor, steps: Tensor, decay: float) -> Tensor:
+    """All of ``s_t = decay · s_{t−1} + steps_t`` from s_0 = `start` (C,): (N + 1, C), without a loop over N."""
+    time = torch.arange(len(steps) + 1, device=steps.device)
+    age = time[:, None] - time[None, :]
+    weights = torch.where(age >= 0, torch.tensor(decay, dtype=steps.dtype, device=steps.device) ** age.clamp(min=0), 0)
+    return weights @ torch.cat([start[None], steps])

@@ -1,0 +1,209 @@
+"""Batch normalization that divides by a matrix: channels are decorrelated, group by group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.kernels.cells import ungroupable
+from normscope.kernels.reference import wide
+from normscope.norms.sources import recomputing
+from normscope.terms.catalog import CATALOG
+from normscope.terms.errors import ShapeError
+from normscope.terms.spec import NormSpec
+
+
+class Whitening(nn.Module):
+    """``y = g · Σ^(−½) (x − μ) + b`` for (N, C, *), with μ and Σ over the batch, or running ones at inference.
+
+    The running covariance, not its root, is averaged: the root of an average is the whitening of what was seen.
+
+    Args:
+        spec: the description; `groups` splits the channels, `iterations` chooses the root.
+        num_features: C.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Raises:
+        ShapeError: the channels do not split into the groups; at a call, the input has other channels.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, spec: NormSpec, num_features: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        if num_features % spec.groups:
+            raise ungroupable(num_features, spec.groups)
+        self.spec, self.channels = spec, num_features
+        width = num_features // spec.groups
+        for name, wanted, start in (("weight", spec.affine, 1.0), ("bias", spec.bias, 0.0)):
+            values = torch.full((num_features,), start, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if wanted else None)
+        self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
+        identity = torch.eye(width, device=device, dtype=dtype).repeat(spec.groups, 1, 1)
+        self.register_buffer("running_cov", identity)
+        for name in ("num_batches_tracked", "num_batches_skipped"):
+            self.register_buffer(name, torch.tensor(0, device=device), persistent=name == "num_batches_tracked")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The whitened input."""
+        if input.ndim < 2 or input.shape[1] != self.channels:
+            raise ShapeError(
+                f"{type(self).__name__} was given an input that it cannot whiten.",
+                found={"input": tuple(input.shape), "channels": self.channels},
+                because=f"the layer was made for {self.channels} channels on axis 1",
+                do=f"pass (N, {self.channels}, *)",
+            )
+        groups = self.spec.groups
+        x = wide(input).movedim(1, 0).flatten(1).unflatten(0, (groups, -1))  # (groups, channels of one, cells)
+        mean, cov = self._statistics(x)
+        eps = 0.0 if self.spec.eps is None else self.spec.eps
+        cov = cov + eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
+        whitener = inverse_root(cov) if self.spec.iterations is None else newton_root(cov, self.spec.iterations)
+        y = (whitener @ (x - mean)).flatten(0, 1)
+        if self.weight is not None:
+            y = y * wide(self.weight)[:, None]
+        if self.bias is not None:
+            y = y + wide(self.bias)[:, None]
+        shape = (self.channels, input.shape[0], *input.shape[2:])
+        return y.reshape(shape).movedim(0, 1).to(input.dtype).contiguous()
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        groups, _, cells = x.shape
+        if not self.training:
+            mean, cov = self.get_buffer("running_mean"), self.get_buffer("running_cov")
+            return mean.to(x.dtype).view(groups, -1, 1), cov.to(x.dtype)
+        mean = x.mean(2, keepdim=True)
+        deviation = x - mean
+        cov = deviation @ deviation.mT / max(cells, 1)
+        if not recomputing():
+            with torch.no_grad():
+                self._learn(mean.flatten(), cov * (cells / max(cells - 1, 1)))
+        return mean, cov
+
+    def _learn(self, mean: Tensor, cov: Tensor) -> None:
+        kept = mean.isfinite().all() & cov.isfinite().all()
+        for name, value in (("running_mean", mean), ("running_cov", cov)):
+            buffer = self.get_buffer(name)
+            buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), self.spec.momentum or 0.1)
+        self.get_buffer("num_batches_tracked").add_(kept)
+        self.get_buffer("num_batches_skipped").add_(~kept)
+
+    def extra_repr(self) -> str:
+        """The channels and what a group is."""
+        return f"{self.channels}, groups={self.spec.groups}, eps={self.spec.eps}, momentum={self.spec.momentum}"
+
+
+class DecorrelatedBatchNorm(Whitening):
+    """Whitening by the exact root, ZCA (Huang et al. 2018, "Decorrelated Batch Normalization", equation 4).
+
+    Args:
+        num_features: C.
+        num_groups: into how many groups of channels it splits; channels of different groups stay correlated.
+        eps: added to the diagonal of the covariance.
+        momentum: the weight of the newest batch in the running statistics.
+        affine: whether there are a learned weight and bias.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 1,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        fields = {"groups": num_groups, "eps": eps, "momentum": momentum, "affine": affine, "bias": affine}
+        super().__init__(CATALOG["DecorrelatedBatchNorm"].but(**fields), num_features, device, dtype)
+
+
+class IterNorm(Whitening):
+    """Whitening by Newton's iteration (Huang et al. 2019, "Iterative Normalization", algorithm 1).
+
+    Args:
+        num_features: C.
+        num_groups: into how many groups of channels it splits; channels of different groups stay correlated.
+        iterations: T; more whiten further.
+        eps: added to the diagonal of the covariance.
+        momentum: the weight of the newest batch in the running statistics.
+        affine: whether there are a learned weight and bias.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 1,
+        iterations: int = 5,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        fields = {"groups": num_groups, "eps": eps, "momentum": momentum, "affine": affine, "bias": affine}
+        super().__init__(CATALOG["IterNorm"].but(iterations=iterations, **fields), num_features, device, dtype)
+
+
+def newton_root(cov: Tensor, iterations: int) -> Tensor:
+    """An approximate Σ^(−½): ``P ← (3P − P³ Σ/tr Σ)/2`` from the identity, over ``√tr Σ`` at the end.
+
+    Written as the coupled iteration of P and ``P Σ/tr Σ``: the same numbers in exact arithmetic, but rounding errors
+    do not grow with the iterations (Higham 2008, "Functions of Matrices", section 6.4).
+    """
+    trace = cov.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device).expand_as(cov)
+    inverse, forward = identity, cov / trace
+    for _ in range(iterations):
+        step = 1.5 * identity - 0.5 * (inverse @ forward)
+        inverse, forward = step @ inverse, forward @ step
+    return inverse / trace.sqrt()
+
+
+def inverse_root(cov: Tensor) -> Tensor:
+    """Σ^(−½) of symmetric positive matrices; its gradient is finite also where eigenvalues meet."""
+    return _InverseRoot.apply(cov)
+
+
+class _InverseRoot(torch.autograd.Function):
+    """W = Σ^(−½). From ``W² = Σ^(−1)``: ``W dW + dW W = −W² dΣ W²``, a Sylvester equation for dW."""
+
+    @staticmethod
+    def forward(ctx: Any, cov: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(cov)
+        root = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (root,) = ctx.saved_tensors
+        solved = _Sylvester.apply(root, (grad + grad.mT) / 2)
+        square = root @ root
+        return -square @ solved @ square
+
+
+class _Sylvester(torch.autograd.Function):
+    """X of ``W X + X W = G`` for symmetric positive W; differentiable again and again."""
+
+    @staticmethod
+    def forward(ctx: Any, root: Tensor, right: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(root)
+        sums = values.unsqueeze(-1) + values.unsqueeze(-2)
+        solved = vectors @ ((vectors.mT @ right @ vectors) / sums) @ vectors.mT
+        ctx.save_for_backward(root, solved)
+        return solved
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        root, solved = ctx.saved_tensors
+        again = _Sylvester.apply(root, grad)
+        return -(again @ solved.mT + solved.mT @ again), again
