@@ -1,0 +1,43 @@
+"""What the running calls hold: the loss that is being differentiated, the scaler that calls the optimizer.
+
+A training loop hands neither to a hook. Both stand, while the hook runs, in the frame of a call of torch's own further
+up the stack, so they can be read there at a sampled step without patching anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType, FunctionType
+from typing import Any
+
+import torch
+
+
+def loss_in_backward(thread: int) -> torch.Tensor | None:
+    """The scalar whose backward pass runs in `thread` (an identifier of `threading`), detached; None without one.
+
+    The engine runs hooks of a GPU's tensors in threads of its own while the calling thread waits, so that thread's
+    frames are read. Of nested passes (reentrant checkpointing) the outermost counts.
+    """
+    roots = None
+    for frame in _calls(torch.autograd.backward, sys._current_frames().get(thread)):
+        roots = frame.f_locals.get("tensors")
+    root = roots[0] if isinstance(roots, tuple | list) and len(roots) == 1 else roots
+    return root.detach() if isinstance(root, torch.Tensor) and root.numel() == 1 else None
+
+
+def calling_scaler() -> torch.amp.GradScaler | None:
+    """The gradient scaler whose ``step`` is calling the optimizer in this thread; None without one."""
+    frame = next(_calls(torch.amp.GradScaler.step, sys._getframe()), None)
+    scaler = frame.f_locals.get("self") if frame is not None else None
+    return scaler if isinstance(scaler, torch.amp.GradScaler) else None
+
+
+def _calls(function: Any, frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of running calls of `function`, innermost first."""
+    code = function.__code__ if isinstance(function, FunctionType) else None
+    while frame is not None and code is not None:
+        if frame.f_code is code:
+            yield frame
+        frame = frame.f_back

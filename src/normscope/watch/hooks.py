@@ -1,0 +1,90 @@
+"""Hooks that leave no trace: a copy or a pickle of a hooked model carries none of them, and compilers see through them.
+
+A model is copied (for an average of its weights) or saved whole at any time between two steps; a hook that stands on it
+then must not drag the watcher along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Hook:
+    """A module hook that calls ``act(*told)`` and returns nothing.
+
+    Under `torch.compile` it is traced to nothing, so it neither breaks a graph nor causes a second one.
+    """
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act = act
+
+    def __call__(self, *told: Any) -> None:
+        if not torch.compiler.is_compiling() and not callable(_compiler()):
+            self._act(*told)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From the standard library, takes any arguments, does nothing: a saved model loads where Normscope is not.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class RootHook(Hook):
+    """The hook of the watched model itself: calls ``act(compiled, *told)``.
+
+    `torch.compile` runs the hooks of the module it was given eagerly, while its compiler waits for the next frame; then
+    `compiled` is true, the hooks of inner modules will not be called, and `act` runs out of the compiler's sight.
+    """
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        super().__init__(_dynamo().disable(act))
+
+    def __call__(self, *told: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._act(callable(_compiler()), *told)
+
+
+def before_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
+    """Have `hook` told ``(module, args, kwargs)`` before each forward of `module`."""
+    _hide_from_compiler()
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def after_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
+    """Have `hook` told ``(module, args, kwargs, output)`` after each forward of `module` that did not raise."""
+    _hide_from_compiler()
+    return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def in_transform() -> bool:
+    """Whether a `torch.func` transform (vmap, grad, …) or a trace is running, whose tensors hold no values."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running, so that a forward is activation checkpointing's second."""
+    return torch._C._current_graph_task_id() != -1
+
+
+_compiler: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback  # pyright: ignore
+
+
+def _dynamo() -> Any:
+    import torch._dynamo  # every optimizer has loaded it by now
+
+    return torch._dynamo
+
+
+@cache
+def _hide_from_compiler() -> None:
+    # Called from within a compiled call, the frame of a hook would be compiled like the user's own.
+    _dynamo()
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(Hook.__call__.__code__)
+    skip_code(RootHook.__call__.__code__)

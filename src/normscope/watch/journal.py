@@ -1,0 +1,91 @@
+"""`Journal`: what is told to the record. Each note once; the first value that is not finite, with its place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from normscope.record.writer import Writer
+from normscope.stats.summary import Summary
+from normscope.terms.errors import NormscopeWarning
+from normscope.terms.site import Site
+from normscope.watch.measure import Distribution, Reading
+
+
+class Journal:
+    """Writes through `writer`.
+
+    Attributes:
+        writer: the record, from the writing side.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self._said: set[str] = set()
+        self._known: dict[str, Any] = {}
+        self._finite = True
+
+    def say(self, text: str, *, step: int | None = None, warn: bool = False) -> None:
+        """Note `text`, the first time that it is said; with `warn`, warn the user as well."""
+        if text in self._said:
+            return
+        self._said.add(text)
+        self.writer.event("note", text, step=step)
+        if warn:
+            self.warn(text)
+
+    @staticmethod
+    def warn(text: str) -> None:
+        """Warn the user; where warnings are errors, this one still does not reach the training loop."""
+        try:
+            warnings.warn(text, NormscopeWarning, stacklevel=3)
+        except NormscopeWarning:
+            pass
+
+    def skipped(self, step: int, why: str) -> None:
+        """Note that a step did not update the parameters, or an attempt at it was given up."""
+        self.writer.event("skipped", f"At step {step} {why}.", step=step)
+
+    def live(self, step: int, summaries: Sequence[tuple[Site, Summary]]) -> None:
+        """Write what was seen of the training itself, in the order in which it was computed."""
+        for site, summary in summaries:
+            self.writer.summary(site, step, "live", summary)
+        broken = next((site for site, summary in summaries if summary.sketch.nonfinite), None)
+        if broken is not None:
+            self._not_finite(step, f"`{broken.key}`", {"site": broken.key})
+
+    def readings(self, step: int, readings: Iterable[Reading]) -> None:
+        """Write what was measured on the fixed batch."""
+        for reading in readings:
+            if isinstance(reading, Distribution):
+                self.writer.summary(reading.site, step, reading.mode, reading.summary)
+            else:
+                self.writer.scalar(reading.site, step, reading.quantity, reading.value)
+
+    def update_ratios(self, step: int, summaries: Sequence[tuple[Site, Summary]]) -> None:
+        """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `summaries`, unless it is zero."""
+        values = {site.key: summary for site, summary in summaries if site.what == "parameter"}
+        for site, change in summaries:
+            value = values.get(site.at("parameter", site.name).key) if site.what == "update" else None
+            if value is not None and value.rms > 0:
+                self.writer.scalar(site, step, "update_ratio", change.rms / value.rms)
+
+    def know(self, **values: Any) -> None:
+        """Write what is known of the whole run, when it is news."""
+        news = {name: value for name, value in values.items() if self._known.get(name) != value}
+        if news:
+            self._known.update(news)
+            self.writer.meta(**news)
+
+    def loss(self, step: int, value: float) -> None:
+        """Write the loss of a step."""
+        self.writer.scalar(None, step, "loss", value)
+        if not isfinite(value):
+            self._not_finite(step, "the loss", {"quantity": "loss"})
+
+    def _not_finite(self, step: int, where: str, data: Mapping[str, Any]) -> None:
+        if self._finite:
+            self._finite = False
+            self.writer.event("nonfinite", f"At step {step} {where} is no longer finite.", step=step, data=data)

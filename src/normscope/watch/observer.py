@@ -1,0 +1,201 @@
+"""`Observer`: what is done at a sampled step, from before its forward pass to after its update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from normscope.anatomy.batch import Probe
+from normscope.anatomy.walk import sites
+from normscope.stats.batch import summarize
+from normscope.stats.summary import Summary
+from normscope.terms.errors import NormscopeError
+from normscope.terms.site import Site
+from normscope.watch.guard import Guard
+from normscope.watch.journal import Journal
+from normscope.watch.measure import Measure
+from normscope.watch.plan import Plan
+from normscope.watch.probe import FixedBatch, LossFn, loss_of
+from normscope.watch.sample import Row
+from normscope.watch.schedule import Due
+from normscope.watch.taps import Taps
+from normscope.watch.update import Update, unscaled
+
+
+class Observer:
+    """Runs the fixed batch; looks at one forward pass, its backward pass and the update; writes what it saw.
+
+    Attributes:
+        step: the step that is being observed, or None between sampled steps.
+        told_loss: whether the user tells the loss, so that it need not be found.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        journal: Journal,
+        guard: Guard,
+        *,
+        probe: Probe | None,
+        loss_fn: LossFn | None,
+        measures: Sequence[Measure],
+        seed: int,
+    ) -> None:
+        self._model, self._journal, self._guard = model, journal, guard
+        self._probe, self._loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
+        self._plan: Plan | None = None
+        self._fixed: FixedBatch | None = None
+        self._taps: Taps | None = None
+        self._update: Update | None = None
+        self._held: Tensor | None = None
+        self._tried = False
+        self._scale = 1.0
+        self.step: int | None = None
+        self.told_loss = False
+
+    def begin(self, step: int, due: Due, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
+        self.step = step
+        if self._probe is None and (args or kwargs):
+            self._probe = Probe(args, kwargs).detached()
+        self._guard("plan", self._prepare, step=step)
+        if due.probe and self._fixed is not None:
+            self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
+        if due.live and self._plan is not None:
+            self._update = self._guard("update", Update, self._plan, step=step)
+
+    def tap(self, due: Due, compiled: bool) -> None:
+        """Look at the forward and backward pass of the step as well."""
+        if due.live and self._plan is not None:
+            self._taps = self._guard("taps", self._attached, self._plan, compiled, step=self.step)
+
+    def forward_begins(self) -> None:
+        """A training forward pass of the step begins, the first or a later one."""
+        taps, update = self._taps, self._update
+        if taps is None or self.step is None:
+            return
+        if taps.reached:
+            if update is None or not update.cleared:
+                return  # a later micro-batch of an accumulated gradient
+            self._journal.skipped(self.step, "the gradients were thrown away and the step was begun again")
+        taps.begin()
+
+    def forward_ends(self, output: Any) -> None:
+        """That forward pass is over."""
+        if self._taps is not None and self._taps.running:
+            self._taps.end(output)
+            self._taps.loss = loss_of(output)
+
+    def before_update(self, optimizer: Optimizer | None) -> None:
+        """The optimizer is about to step."""
+        if self._update is not None:
+            self._update.begin(optimizer)
+
+    def after_update(self, optimizer: Optimizer | None) -> None:
+        """The optimizer has stepped: the sampled step is over, and is written."""
+        step, taps, update = self.step, self._taps, self._update
+        if step is not None and update is not None:
+            self._guard("update", update.end, optimizer, step=step)
+            self._scale = update.scale
+            self._guard("record", self._write, step, taps, update, step=step)
+        self.leave()
+
+    def leave(self) -> None:
+        """Take everything off the model; what was seen and not written is forgotten."""
+        if self._taps is not None:
+            self._taps.detach()
+        self.step = self._taps = self._update = None
+
+    def _prepare(self) -> None:
+        """Find out where to look, at the first sampled step and when the model has been rebuilt."""
+        fits = self._fixed.fits if self._fixed is not None else self._tried or self._probe is None
+        if self._plan is not None and fits:
+            return
+        self._fixed, self._tried = None, self._probe is not None
+        try:
+            if self._probe is not None:
+                self._fixed = FixedBatch(
+                    self._model, self._probe, self._measures, loss_fn=self._loss_fn, seed=self._seed
+                )
+        except NormscopeError as error:
+            self._journal.say(f"There is no fixed batch; only the training is watched. {error}", warn=True)
+        self._plan = Plan.of(self._model, sites(self._model) if self._fixed is None else self._fixed.sites)
+        self._tell(self._plan, self._fixed)
+
+    def _tell(self, plan: Plan, fixed: FixedBatch | None) -> None:
+        say = self._journal.say
+        if plan.compiled:
+            say(f"Compiled parts call no hooks; these are watched on the fixed batch alone: {', '.join(plan.compiled)}")
+        if not plan.places:
+            say("The model has no trainable parameters.")
+        if fixed is not None and fixed.hooks_left_out:
+            say(f"The fixed batch runs without the {fixed.hooks_left_out} hooks that stand on the model.")
+
+    def _run_fixed(self, step: int, fixed: FixedBatch) -> None:
+        readings = fixed.run(step, held=self._held, scale=self._scale if _in_half() else 1.0)
+        self._journal.readings(step, readings)
+        self._journal.know(probe_gradient=fixed.gradient)
+        if fixed.trouble is not None:
+            self._journal.say(f"The loss of the fixed batch could not be differentiated: {fixed.trouble!r}", step=step)
+
+    def _attached(self, plan: Plan, compiled: bool) -> Taps:
+        taps = Taps(self._model, plan, self._guard, hold=self._worth_holding)
+        if compiled:
+            self._journal.say("The model is compiled: inside, it is watched on the fixed batch alone.")
+        else:
+            taps.attach()
+        return taps
+
+    def _worth_holding(self, gradient: Tensor) -> bool:
+        """Whether the fixed batch may need the gradient of the output, and it is no larger than the model itself."""
+        if self._loss_fn is not None or self._plan is None or self._fixed is None:
+            return False
+        parameters = (place.parameter for place in self._plan.places)
+        return gradient.numel() <= sum(parameter.numel() for parameter in parameters if parameter is not None)
+
+    def _write(self, step: int, taps: Taps | None, update: Update) -> None:
+        own = _summaries([*update.parameters, *update.gradients, *update.changes])
+        passes = self._passes(step, taps, update, own)
+        self._journal.live(step, [*passes, *own])
+        self._journal.update_ratios(step, own)
+        if update.skipped:
+            self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
+
+    def _passes(
+        self, step: int, taps: Taps | None, update: Update, own: Sequence[tuple[Site, Summary]]
+    ) -> list[tuple[Site, Summary]]:
+        """What the taps saw, when it belongs to this update."""
+        if taps is None or taps.running:
+            self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
+            return []
+        found = _summaries([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward.values())])
+        if _overflowed(found) and own and not _overflowed(own):
+            self._journal.skipped(
+                step, "an overflowed gradient was thrown away, and the update came from another batch"
+            )
+            return []
+        if taps.root_gradient is not None:
+            self._held = taps.root_gradient / update.scale
+        if taps.loss is not None and not self.told_loss:
+            self._journal.loss(step, float(taps.loss) / update.scale)
+        return found
+
+
+def _summaries(rows: Sequence[Row]) -> list[tuple[Site, Summary]]:
+    found = summarize([row.sample for row in rows], [row.size for row in rows])
+    return [(row.site, summary) for row, summary in zip(rows, found)]
+
+
+def _overflowed(summaries: Sequence[tuple[Site, Summary]]) -> bool:
+    return any(site.what == "gradient" and summary.sketch.nonfinite for site, summary in summaries)
+
+
+def _in_half() -> bool:
+    """Whether float16 autocast is on: small gradients need the scaler's scale to survive there."""
+    return any(
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16 for kind in ("cpu", "cuda")
+    )

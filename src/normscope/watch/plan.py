@@ -1,0 +1,94 @@
+"""`Plan`: which places of a model are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+from torch.nn.parameter import Parameter, is_lazy
+
+from normscope.terms.datum import Datum
+from normscope.terms.site import Site
+
+
+@dataclass(frozen=True, repr=False)
+class Place(Datum):
+    """One parameter: where it is registered, and the site of its value."""
+
+    owner: nn.Module
+    name: str
+    site: Site
+
+    @property
+    def parameter(self) -> Parameter | None:
+        """The parameter that stands there now; None when there is none, or it has no values yet."""
+        found = self.owner._parameters.get(self.name)
+        return None if found is None or is_lazy(found) else found
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(Datum):
+    """Where a model is observed.
+
+    Attributes:
+        sites: the norms, producers and activations, each the site of its output, one for each call; functions among
+            them, which only the fixed batch shows.
+        modules: the modules of those sites that call hooks, by path.
+        places: the trainable parameters, each once.
+        compiled: paths of the compiled parts, inside which no hook is called.
+    """
+
+    sites: tuple[Site, ...] = ()
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    places: tuple[Place, ...] = ()
+    compiled: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(model: nn.Module, sites: Iterable[Site]) -> Plan:
+        """The plan for `model` (unwrapped) with the `sites` that `anatomy.walk.sites` found in it."""
+        sites = tuple(sites)
+        compiled = tuple(path for path, module in model.named_modules() if path and _is_compiled(module))
+        all_modules = dict(model.named_modules(remove_duplicate=False))
+        modules = {
+            site.path: all_modules[site.path]
+            for site in sites
+            if site.path in all_modules and not any(_is_within(site.path, part) for part in compiled)
+        }
+        return Plan(sites, modules, tuple(_places(model, sites)), compiled)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "_orig_mod", None), nn.Module) or module._compiled_call_impl is not None
+
+
+def _is_within(path: str, part: str) -> bool:
+    return path == part or path.startswith(f"{part}.")
+
+
+def _places(model: nn.Module, sites: tuple[Site, ...]) -> Iterable[Place]:
+    known = {site.path: site for site in reversed(sites)}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        shown = path.replace("_orig_mod.", "").removesuffix("._orig_mod")
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            site = known.get(shown) or Site(shown, kind=type(module).__name__)
+            yield Place(module, name, site.at("parameter", name))
+
+
+def input_of(site: Site) -> Site:
+    """The site of the input. What indexes a table has no channels."""
+    found = site.at("input")
+    return replace(found, channel_axis=None) if site.kind in ("Embedding", "EmbeddingBag") else found
+
+
+def root_output(model: nn.Module, sites: tuple[Site, ...]) -> Site | None:
+    """The site of the model's own output; None when the model is itself a norm, producer or activation."""
+    if any(site.path == "" for site in sites):
+        return None
+    ran = [site for site in sites if site.depth >= 0]
+    axis = max(ran, key=lambda site: site.depth).channel_axis if ran else -1
+    return Site("", kind=type(model).__name__, channel_axis=axis)

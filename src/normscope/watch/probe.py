@@ -1,0 +1,226 @@
+"""`FixedBatch`: the same batch through the network again, on a replica, in both modes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscope.anatomy.batch import Probe, first_tensor
+from normscope.anatomy.isolate import isolated
+from normscope.anatomy.observe import Call, observe
+from normscope.anatomy.walk import sites
+from normscope.terms.site import Site
+from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
+from normscope.watch.plan import Plan, input_of, root_output
+from normscope.watch.replica import Replica
+from normscope.watch.sample import readable
+
+__all__ = ["FixedBatch", "Probe"]
+
+LossFn = Callable[[Any, Any], Any]
+
+
+class FixedBatch:
+    """The held batch and the replica it runs on.
+
+    Both passes begin with the same random state, the one of `seed`, at every step: the same dropout masks, so that
+    what changed between two probes was changed by the parameters.
+
+    Attributes:
+        sites: what `anatomy.walk.sites` finds when the replica runs the batch.
+        gradient: where the gradient came from at the last run: ``"loss_fn"``, ``"output.loss"``, ``"held"`` (the
+            gradient that reached the model's output in the last live step) or ``"none"``.
+        trouble: why the last run has no gradient although there is a loss, or None.
+
+    Raises:
+        ModelError: the model cannot be copied, or does not run on the batch.
+        DataError: the batch does not fit the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, probe: Probe, measures: Iterable[Measure], *, loss_fn: LossFn | None, seed: int
+    ) -> None:
+        self.probe = probe
+        self.gradient = "none"
+        self.trouble: Exception | None = None
+        self._measures = list(measures)
+        self._criterion = Replica(loss_fn) if isinstance(loss_fn, nn.Module) else None
+        self._loss_fn = self._criterion.model if self._criterion is not None else loss_fn
+        self._seed = seed
+        self._replica = Replica(model)
+        self._replica.refresh()
+        with _seeded(self._replica.model, None, seed):
+            self.sites: tuple[Site, ...] = sites(self._replica.model, probe)
+        self._plan = Plan.of(self._replica.model, self.sites)
+        self._known = {(site.path, site.call): site for site in self.sites}
+
+    @property
+    def hooks_left_out(self) -> int:
+        """How many hooks of the user's the fixed batch runs without."""
+        return self._replica.hooks_left_out
+
+    @property
+    def fits(self) -> bool:
+        """Whether the live model still is the model that was copied."""
+        return self._replica.fits
+
+    def run(self, step: int, *, held: Tensor | None = None, scale: float = 1.0) -> list[Reading]:
+        """Run both passes at the parameters as they are now, and tell what every measure says.
+
+        Args:
+            step: optimizer steps taken.
+            held: a gradient of the model's output to use where there is no loss.
+            scale: what to multiply the loss with while it is differentiated, against underflow in half precision.
+        """
+        view = View(step, self._replica.model)
+        self.gradient, self.trouble = "none", None
+        for replica in (self._replica, self._criterion):
+            if replica is not None:
+                replica.refresh()
+        with _seeded(self._replica.model, False, self._seed):
+            self._show_root(view, "probe_eval", self._observed(view, "probe_eval", None))
+        with _seeded(self._replica.model, None, self._seed):
+            pending = _Pending(self, view, scale)
+            output = self._observed(view, "probe", pending)
+            self._show_root(view, "probe", output)
+            loss = self._differentiated(pending, output, held, scale)
+        readings: list[Reading] = [] if loss is None else [Scalar(None, "probe_loss", loss)]
+        for measure in self._measures:
+            readings += measure.tell(view)
+        return readings
+
+    def show(self, view: View, mode: Mode, site: Site, tensor: Tensor | None, module: nn.Module | None = None) -> None:
+        """Let every measure see one tensor, and keep its summary."""
+        values = readable(tensor)
+        if values is None or tensor is None:
+            return
+        if site.channel_axis is not None and site.channel_axis < 0 and values.ndim != tensor.ndim:
+            site = replace(site, channel_axis=site.channel_axis % tensor.ndim)
+        sight = Sight(site, mode, values, module)
+        for measure in self._measures:
+            measure.see(sight)
+        view.summaries[mode, site.key] = Distribution(site, mode, sight.summary)
+
+    def _observed(self, view: View, mode: Mode, pending: _Pending | None) -> Any:
+        def before(call: Call, inputs: tuple[Tensor, ...]) -> None:
+            site = self._known.get((call.path, call.call))
+            if site is not None and inputs:
+                self.show(view, mode, input_of(site), inputs[0], call.module)
+
+        def after(call: Call, inputs: tuple[Tensor, ...], output: Any) -> None:
+            site = self._known.get((call.path, call.call))
+            if site is not None:
+                tensor = first_tensor(output)
+                self.show(view, mode, site, tensor, call.module)
+                if pending is not None:
+                    pending.expect(site, tensor)
+
+        training = None if mode == "probe" else False
+        model = self._replica.model
+        return observe(model, after, self.probe, before=before, training=training, grad=pending is not None)
+
+    def _show_root(self, view: View, mode: Mode, output: Any) -> None:
+        site = root_output(self._replica.model, self.sites)
+        if site is not None:
+            self.show(view, mode, site, first_tensor(output))
+
+    def _differentiated(self, pending: _Pending, output: Any, held: Tensor | None, scale: float) -> float | None:
+        """Take the gradients; the loss, where there is one."""
+        loss = None
+        try:
+            root, weight = self._root(output, held, scale)
+            if root is None:
+                return None
+            if weight is None:
+                loss = float(root.detach())
+                weight = torch.full_like(root, scale)
+            pending.differentiate(root, weight, self._plan)
+        except Exception as error:  # a loss that fails must not cost the rest of the probe
+            self.gradient, self.trouble = "none", error
+        return loss
+
+    def _root(self, output: Any, held: Tensor | None, scale: float) -> tuple[Tensor | None, Tensor | None]:
+        """What is differentiated, and with which weight where it is no loss."""
+        if self._loss_fn is not None:
+            self.gradient = "loss_fn"
+            with torch.enable_grad():
+                return self._loss_fn(output, self.probe.target), None
+        loss = loss_of(output)
+        if loss is not None and loss.requires_grad:
+            self.gradient = "output.loss"
+            return loss, None
+        main = first_tensor(output)
+        if held is not None and main is not None and main.requires_grad and held.shape == main.shape:
+            self.gradient = "held"
+            return main, held.to(main.dtype) * scale
+        return None, None
+
+
+class _Pending:
+    """The gradients that a training-mode pass will give."""
+
+    def __init__(self, batch: FixedBatch, view: View, scale: float) -> None:
+        self._batch, self._view, self._scale = batch, view, scale
+
+    def expect(self, site: Site, tensor: Tensor | None) -> None:
+        """Summarize the gradient that will reach `tensor`, as it is now: later in-place changes do not matter."""
+        if tensor is not None and tensor.requires_grad:
+            gradient = site.at("gradient")
+            tensor.register_hook(lambda value: self._show(gradient, value))
+
+    def differentiate(self, root: Tensor, weight: Tensor, plan: Plan) -> None:
+        """Run the backward pass of the replica; nothing is accumulated anywhere."""
+        places = [place for place in plan.places if place.parameter is not None]
+        parameters = [place.parameter for place in places]
+        if not parameters or not root.requires_grad:
+            self._batch.gradient = "none"
+            return
+        found = torch.autograd.grad(root, parameters, weight, allow_unused=True)  # pyright: ignore
+        for place, value in zip(places, found):
+            self._show(place.site.at("gradient", place.name), value)
+
+    def _show(self, site: Site, value: Tensor | None) -> None:
+        if value is not None:
+            value = value if self._scale == 1.0 else value.float() / self._scale
+            self._batch.show(self._view, "probe", site, value)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss that a model gives with its output (``output.loss``, ``output["loss"]``); None when it gives none."""
+    try:
+        loss = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
+    except KeyError:
+        return None
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
+@contextmanager
+def _seeded(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]:
+    """`isolated`, with every random state set to `seed` inside."""
+    with _accelerator_state_kept(), isolated(model, training=training):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _accelerator_state_kept() -> Iterator[None]:
+    """Put back the random state of an accelerator that is not CUDA; `isolated` does it for the processor and CUDA."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or accelerator.type == "cuda":
+        yield
+        return
+    device = torch.get_device_module(accelerator)
+    state = device.get_rng_state()
+    try:
+        yield
+    finally:
+        device.set_rng_state(state)

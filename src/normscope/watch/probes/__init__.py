@@ -1,0 +1,1 @@
+"""What is measured on the fixed batch: one measure a file, found by its place."""

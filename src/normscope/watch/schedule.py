@@ -1,0 +1,126 @@
+"""When to look: functions of the step and of what looking has cost so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from normscope.terms.datum import Datum
+from normscope.terms.errors import UnknownNameError
+
+PROBE_SPACING = 10
+"""With a fixed interval below this, the fixed batch is run at every so many steps only: it costs several passes."""
+
+RESOLUTION = 512
+"""Samples per doubling of the run's length, at most: a picture has no more columns, and a record no end otherwise."""
+
+
+@dataclass(frozen=True, repr=False)
+class Due(Datum):
+    """What is to be done at a step: look at the training batch, run the fixed batch, both, or nothing."""
+
+    live: bool = False
+    probe: bool = False
+
+    def __bool__(self) -> bool:
+        return self.live or self.probe
+
+
+@dataclass(frozen=True, repr=False)
+class Cost(Datum):
+    """What watching has cost when a step is about to begin, in seconds.
+
+    Attributes:
+        elapsed: since watching began.
+        spent: inside Normscope.
+        setup: the part of `spent` up to the end of step 0.
+        sample: spent on the latest sampled step after step 0; before there is one, on step 0.
+        last: the latest sampled step.
+    """
+
+    elapsed: float
+    spent: float
+    setup: float
+    sample: float
+    last: int
+
+
+class Schedule(Protocol):
+    """Says what is due at a step."""
+
+    def due(self, step: int, cost: Cost) -> Due:
+        """What is to be done at optimizer step `step`, which has not begun."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class Interval(Datum):
+    """Each `every` steps, exactly; the fixed batch at each of them, or at every tenth step when they are dense."""
+
+    every: int
+
+    def due(self, step: int, cost: Cost) -> Due:
+        """Due at the multiples of `every`."""
+        return Due(step % self.every == 0, step % (self.every * -(-PROBE_SPACING // self.every)) == 0)
+
+
+@dataclass(frozen=True, repr=False)
+class Chosen(Datum):
+    """At the steps that a function of the caller's chooses."""
+
+    choose: Callable[[int], Any]
+
+    def due(self, step: int, cost: Cost) -> Due:
+        """Due where ``choose(step)`` is true, and at step 0."""
+        chosen = step == 0 or bool(self.choose(step))
+        return Due(chosen, chosen)
+
+
+@dataclass(frozen=True, repr=False)
+class Budgeted(Datum):
+    """As often as a share of the run's time allows.
+
+    Step 0 is always sampled and its cost, the set-up, is given. After it a step is sampled once what was spent and
+    what a sample costs fit into ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
+    budget has grown yet, may together borrow as much again as the set-up took; the later steps pay it back.
+    """
+
+    budget: float
+
+    def due(self, step: int, cost: Cost) -> Due:
+        """Due when it is affordable and the last sample is not too near for the length of the run."""
+        if step == 0:
+            return Due(True, True)
+        loan = cost.setup if step & (step - 1) == 0 else 0.0
+        affordable = cost.spent - cost.setup + cost.sample <= self.budget * cost.elapsed + loan
+        due = affordable and (step - cost.last) * RESOLUTION >= step
+        return Due(due, due)
+
+
+def schedule_of(every: int | Literal["auto"] | Callable[[int], Any], budget: float) -> Schedule:
+    """The schedule that `every` and `budget` ask for.
+
+    Raises:
+        UnknownNameError: `every` is neither a positive whole number, "auto", nor a function of the step; or `budget`
+            is no share of the time.
+    """
+    if not (isinstance(budget, int | float) and 0 < budget <= 1):
+        raise UnknownNameError(
+            "A run was to be watched within a budget that is no share.",
+            found={"budget": repr(budget)},
+            because="the budget is the share of the run's time that watching may take",
+            do="give a number above 0 and up to 1; 0.01 is one percent",
+        )
+    if every == "auto":
+        return Budgeted(float(budget))
+    if callable(every):
+        return Chosen(every)
+    if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
+        return Interval(every)
+    raise UnknownNameError(
+        "A run was to be watched at steps that cannot be told.",
+        found={"every": repr(every)},
+        because="samples are taken each so many steps, as the budget allows, or where a function says so",
+        do='give a whole number from 1, "auto", or a function of the step that returns true or false',
+    )

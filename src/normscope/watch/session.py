@@ -1,0 +1,380 @@
+"""`watch`: follow a training. `Watcher` counts its steps and opens the `Observer` at those that are sampled."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from pathlib import Path
+from time import perf_counter, strftime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from normscope.anatomy.batch import Probe
+from normscope.anatomy.isolate import unwrapped
+from normscope.record.writer import Writer
+from normscope.terms.errors import ModelError
+from normscope.watch.guard import Guard
+from normscope.watch.hooks import RootHook, after_forward, before_forward, in_backward, in_transform
+from normscope.watch.journal import Journal
+from normscope.watch.measure import measures_named
+from normscope.watch.observer import Observer
+from normscope.watch.probe import LossFn
+from normscope.watch.schedule import Cost, Due, schedule_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from normscope.record.reader import Record
+
+Every = int | Literal["auto"] | Callable[[int], Any]
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    probe: Any = None,
+    loss_fn: LossFn | None = None,
+    every: Every = "auto",
+    budget: float = 0.01,
+    live: bool = True,
+    probes: Iterable[str] | None = None,
+    seed: int = 0,
+    meta: Mapping[str, Any] | None = None,
+) -> Watcher:
+    """Watch `model` while it learns, into a record at `path`. Nothing in the training changes.
+
+    At a sampled step t the inputs, outputs and output gradients of every norm, producer and activation, the parameters
+    θ_t, their gradients and their updates are summarized ("live"); and the fixed batch goes through a replica with the
+    same θ_t, in training mode ("probe") and in evaluation mode ("probe_eval").
+
+    Args:
+        model: what is trained; `torch.compile` and data-parallel wrappers are passed through.
+        optimizer: what trains it; its steps are counted. Without one, call `Watcher.step` after each update.
+        path: the run directory; ``runs/<model>-<time>`` when left out. A record that is there is continued.
+        probe: the fixed batch as the loader yields it (`Probe.of`); the first training batch when left out.
+        loss_fn: ``(output, target) → loss`` for the gradients of the fixed batch. Without it ``output.loss`` is used
+            where the model gives one, else the gradient that reached the model's output in the last live step.
+        every: sample each so many steps (the fixed batch at each tenth step when they are denser), "auto" to stay
+            within `budget`, or a function of the step.
+        budget: for "auto", the share of the run's time that watching may take, beside the set-up at step 0.
+        live: whether the training itself is looked at; False leaves the fixed batch alone.
+        probes: names of the measures of the fixed batch (files under ``watch/probes``); all when left out.
+        seed: of the random states in which the fixed batch runs, the same at every step.
+        meta: JSON values to keep with the record.
+
+    Raises:
+        ModelError: `model` is no module, or `optimizer` no optimizer.
+        DataError: `probe` is nothing that a model can be called with.
+        UnknownNameError: a measure of `probes` does not exist; `every` or `budget` is not to be used.
+        RecordError: `path` is a file, or holds something that is no record.
+    """
+    return Watcher(
+        model,
+        optimizer,
+        path,
+        probe=probe,
+        loss_fn=loss_fn,
+        every=every,
+        budget=budget,
+        live=live,
+        probes=probes,
+        seed=seed,
+        meta=meta,
+    )
+
+
+class Watcher:
+    """A training under watch: a context manager, or closed by `close`, or at the end of the process.
+
+    Attributes:
+        path: the run directory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        probe: Any = None,
+        loss_fn: LossFn | None = None,
+        every: Every = "auto",
+        budget: float = 0.01,
+        live: bool = True,
+        probes: Iterable[str] | None = None,
+        seed: int = 0,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._started = perf_counter()
+        _check(model, optimizer)
+        self._schedule = schedule_of(every, budget)
+        measures = measures_named(probes)
+        held = None if probe is None else Probe.of(probe).detached()
+        self._model = unwrapped(model)
+        self.path = Path(path) if path is not None else _fresh_path(self._model)
+        told = _described(self._model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
+        self._journal = Journal(Writer(self.path, rank=_rank(), meta={**told, **(meta or {})}))
+        self._guard = Guard(self._journal.writer.event)
+        self._observer = Observer(
+            self._model,
+            self._journal,
+            self._guard,
+            probe=held,
+            loss_fn=loss_fn,
+            measures=list(measures.values()),
+            seed=seed,
+        )
+        self._live = live
+        self._pid = os.getpid()
+        self._step = 0
+        self._due = Due()
+        self._last = 0
+        self._setup = self._sample = self._spent_before = 0.0
+        self._ended: float | None = None
+        self._loss_lags: bool | None = None
+        self._losses: list[tuple[int, Tensor]] = []
+        self._evaluated = self._learns_in_evaluation_mode = False
+        self._root_hooks: list[RemovableHandle] = []
+        self._step_hooks: list[RemovableHandle] = []
+        self._optimizer: Optimizer | None = None
+        if optimizer is not None:
+            self.adopt(optimizer)
+        atexit.register(self.close)
+        self._guard("schedule", self._arm, step=0)
+
+    # What the user calls.
+
+    def loss(self, value: float | Tensor) -> None:
+        """Tell the loss of the step that is running, before the optimizer steps or right after it.
+
+        A tensor on an accelerator is read later, with the next sample.
+        """
+        self._guard("loss", self._take_loss, value, step=self._step)
+
+    def note(self, **scalars: Any) -> None:
+        """Keep numbers of this step by name; what is no number is kept as a note."""
+        self._guard("note", self._take_notes, scalars, step=self._step)
+
+    def step(self) -> None:
+        """Say that an update was made, where no optimizer was given to count them."""
+        if self._optimizer is None:
+            self._after_step()
+
+    def close(self) -> None:
+        """Take every hook off and complete the record. Closing twice is closing once."""
+        if self._ended is not None or os.getpid() != self._pid:
+            return
+        self._guard("closing", self._finish, step=self._step)
+        self._ended = perf_counter()
+        self._journal.writer.close()
+        atexit.unregister(self.close)
+
+    @property
+    def overhead(self) -> float:
+        """The share of the time since watching began that was spent inside Normscope, its writing thread aside."""
+        elapsed = (self._ended or perf_counter()) - self._started
+        return self._guard.spent / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def record(self) -> Record:
+        """The record, from the reading side; what was seen so far is written first."""
+        from normscope.record.reader import Record
+
+        if self._ended is None:
+            self._journal.writer.flush()
+        return Record(self.path)
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Count the steps of `optimizer`, when none was given at the start. Raises ModelError when it is none."""
+        _check(self._model, optimizer)
+        self._optimizer = optimizer
+        self._step_hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._guard("note", self._tell_ownership, optimizer)
+
+    def crashed(self, error: BaseException) -> None:
+        """Keep what ended the training."""
+        text = f"At step {self._step} the training ended with {type(error).__name__}: {error}"
+        data = {"traceback": "".join(traceback.format_exception(error))}
+        self._guard("closing", lambda: self._journal.writer.event("crash", text, step=self._step, data=data))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self.crashed(error)
+        self.close()
+
+    # What the hooks call.
+
+    def _arm(self) -> None:
+        """Stand before the next training forward pass, when something is due at this step."""
+        due = self._schedule.due(self._step, self._cost())
+        self._due = Due(due.live and self._live, due.probe)
+        if self._due and not self._guard.is_off("observer"):
+            self._spent_before = self._guard.spent
+            self._root_hooks = [
+                before_forward(self._model, RootHook(self._forward_begins)),
+                after_forward(self._model, RootHook(self._forward_ends)),
+            ]
+
+    def _forward_begins(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._is_training(module):
+            self._guard("observer", self._open, compiled, args, kwargs, step=self._step)
+
+    def _open(self, compiled: bool, args: Any, kwargs: Any) -> None:
+        if self._observer.step is None:
+            self._observer.begin(self._step, self._due, args, kwargs)
+            self._observer.tap(self._due, compiled)
+        self._observer.forward_begins()
+
+    def _forward_ends(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._is_training(module):
+            self._guard("observer", self._observer.forward_ends, output, step=self._step)
+
+    def _is_training(self, module: nn.Module) -> bool:
+        """Whether a forward pass of `module` now is one that learns from a batch."""
+        if module is not self._model or not self._is_here() or in_backward() or in_transform():
+            return False
+        if not module.training and torch.is_grad_enabled():
+            self._evaluated = True
+        return torch.is_grad_enabled() and (module.training or self._learns_in_evaluation_mode)
+
+    def _before_step(self, *_: Any) -> None:
+        if self._root_hooks and self._is_here():
+            self._guard("observer", self._before_update, step=self._step)
+
+    def _before_update(self) -> None:
+        if self._observer.step is None:  # no training forward pass was seen
+            self._observer.begin(self._step, self._due, (), {})
+            self._learns_in_evaluation_mode = self._evaluated
+        self._observer.before_update(self._optimizer)
+
+    def _after_step(self, *_: Any) -> None:
+        if self._is_here():
+            if self._root_hooks:
+                self._end_sample()
+            self._step += 1
+            self._guard("schedule", self._arm, step=self._step)
+
+    def _end_sample(self) -> None:
+        self._disarm()
+        if self._observer.step is None:  # the optimizer's hook did not come: the update was told by `step`
+            self._guard("observer", self._before_update, step=self._step)
+        self._guard("observer", self._observer.after_update, self._optimizer, step=self._step)
+        self._observer.leave()
+        self._guard("record", self._tell_state, step=self._step)
+        self._last, self._sample = self._step, self._guard.spent - self._spent_before
+        if self._step == 0:
+            self._setup = self._guard.spent
+
+    def _disarm(self) -> None:
+        for handle in self._root_hooks:
+            handle.remove()
+        self._root_hooks = []
+
+    def _is_here(self) -> bool:
+        """Whether this is the process that is watched, and still is."""
+        return self._ended is None and os.getpid() == self._pid
+
+    def _cost(self) -> Cost:
+        elapsed = perf_counter() - self._started
+        return Cost(elapsed, self._guard.spent, self._setup, self._sample, self._last)
+
+    # What is told to the record.
+
+    def _take_loss(self, value: float | Tensor) -> None:
+        self._observer.told_loss = True
+        if self._loss_lags is None:
+            self._loss_lags = self._step == 1  # first told right after the first update: it is told after updates
+        step = self._step - self._loss_lags
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self._losses.append((step, value.detach().clone()))
+        else:
+            self._journal.loss(step, float(value))
+
+    def _take_notes(self, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            if isinstance(value, str):
+                self._journal.say(f"{name}: {value}", step=self._step)
+            else:
+                self._journal.writer.scalar(None, self._step, name, float(value))
+
+    def _tell_state(self) -> None:
+        if self._losses:
+            values = torch.stack([value.reshape(()).float() for _, value in self._losses]).tolist()
+            for (step, _), value in zip(self._losses, values):
+                self._journal.loss(step, value)
+            self._losses.clear()
+        if self._optimizer is not None and self._optimizer.param_groups:
+            rate = float(self._optimizer.param_groups[0].get("lr", float("nan")))
+            self._journal.writer.scalar(None, self._step, "learning_rate", rate)
+        self._journal.writer.scalar(None, self._step, "overhead", self.overhead)
+
+    def _tell_ownership(self, optimizer: Optimizer) -> None:
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        ours = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
+        missing = sum(key not in owned for key in ours)
+        if missing:
+            self._journal.say(
+                f"The optimizer does not own {missing} of the model's {len(ours)} trainable parameters; "
+                "their updates are not watched.",
+                warn=missing == len(ours),
+            )
+
+    def _finish(self) -> None:
+        self._disarm()
+        self._observer.leave()
+        for handle in self._step_hooks:
+            handle.remove()
+        self._tell_state()
+        self._journal.writer.meta(overhead=self.overhead)
+        self._journal.writer.event("end", f"Watching ended after {self._step} steps.", step=self._step)
+
+
+def _check(model: Any, optimizer: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "A training was to be watched without a model.",
+            found=f"{type(model).__name__} where the model should be",
+            because="a model is a torch.nn.Module; only a module has the hooks that watching needs",
+            do="call watch(model, optimizer, path)",
+        )
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ModelError(
+            "A training was to be watched with an optimizer that is none.",
+            found=f"{type(optimizer).__name__} where the optimizer should be",
+            because="steps are counted by the hooks of torch.optim.Optimizer",
+            do="give the torch optimizer, or none and call Watcher.step() after each update",
+        )
+
+
+def _fresh_path(model: nn.Module) -> Path:
+    name = f"{type(model).__name__.lower()}-{strftime('%Y%m%d-%H%M%S')}"
+    places = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(place for place in places if not place.exists())
+
+
+def _described(model: nn.Module, **settings: Any) -> dict[str, Any]:
+    settings["every"] = settings["every"] if isinstance(settings["every"], int | str) else "function"
+    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
+    return {"model": type(model).__name__, "parameters": parameters, **settings}
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,134 @@
+"""`Taps`: hooks on the live model that take samples from one forward pass and the backward pass that follows it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from normscope.anatomy.batch import first_tensor
+from normscope.terms.site import Site
+from normscope.watch.callers import loss_in_backward
+from normscope.watch.guard import Guard
+from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward
+from normscope.watch.plan import Plan, input_of, root_output
+from normscope.watch.sample import Row, row_of
+
+
+class Taps:
+    """Samples of inputs, outputs and their gradients at the sites of `plan`, in the order in which they passed.
+
+    A sample is copied when a hook sees its tensor: an in-place function may overwrite it at once. Functions between the
+    modules have no hooks; only the fixed batch shows them.
+
+    Attributes:
+        forward: inputs and outputs.
+        backward: gradients of outputs, as they came (scaled, under a gradient scaler).
+        reached: whether a backward pass has reached the observed forward pass.
+        loss: what that backward pass began from, if it was a scalar.
+        root_gradient: a copy of the whole gradient of the model's output, where `hold` asked for it.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, guard: Guard, *, hold: Callable[[Tensor], bool]) -> None:
+        self._plan, self._guard, self._hold = plan, guard, hold
+        self._sites: dict[str, list[tuple[Site, Site, Site]]] = {}  # input, output, gradient of each call, by path
+        for site in plan.sites:
+            if site.path in plan.modules:
+                self._sites.setdefault(site.path, []).append((input_of(site), site, site.at("gradient")))
+        self._root = root_output(model, plan.sites)
+        self._handles: list[RemovableHandle] = []
+        self._generation = 0  # of the observed forward pass: gradients of an earlier one are not for us
+        self.begin()
+        self.end()
+
+    def attach(self) -> None:
+        """Hook the modules."""
+        for path, module in self._plan.modules.items():
+            self._handles += (
+                before_forward(module, Hook(lambda *told, path=path: self._guard("taps", self._enter, path, *told))),
+                after_forward(module, Hook(lambda *told, path=path: self._guard("taps", self._leave, path, *told))),
+            )
+
+    def detach(self) -> None:
+        """Take the hooks off; what is still to come is not seen."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._generation += 1
+        self.running = False
+
+    def begin(self) -> None:
+        """A forward pass begins. What was seen before is forgotten."""
+        self._generation += 1
+        self._calls: Counter[str] = Counter()
+        self._again: Counter[str] = Counter()
+        self._without_gradient: set[str] = set()
+        self._thread = threading.get_ident()
+        self.forward: list[Row] = []
+        self.backward: dict[str, Row] = {}
+        self.running = True
+        self.reached = False
+        self.loss: Tensor | None = None
+        self.root_gradient: Tensor | None = None
+
+    def end(self, output: Any = None) -> None:
+        """The forward pass is over."""
+        self.running = False
+        main = first_tensor(output)
+        if self._root is not None and main is not None:
+            self._keep(self._root, main)
+            self._follow(self._root.at("gradient"), main, root=True)
+        elif main is not None:
+            self._follow(None, main, root=True)
+
+    def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.running and self._calls[path] < len(self._sites[path]):
+            self._keep(self._sites[path][self._calls[path]][0], first_tensor((args, kwargs)))
+
+    def _leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls = self._calls if self.running else self._again
+        if not (self.running or in_backward()) or calls[path] >= len(self._sites[path]):
+            return
+        _, site, gradient = self._sites[path][calls[path]]
+        calls[path] += 1
+        tensor = first_tensor(output)
+        if tensor is None:
+            return
+        if self.running:
+            self._keep(site, tensor)
+            if not tensor.requires_grad:
+                self._without_gradient.add(site.key)
+        if self.running or site.key in self._without_gradient:
+            # Reentrant checkpointing runs a part without gradients first, and again, with them, when they are needed.
+            self._follow(gradient, tensor)
+
+    def _keep(self, site: Site, tensor: Tensor | None) -> None:
+        row = row_of(site, tensor)
+        if row is not None:
+            self.forward.append(row)
+
+    def _follow(self, site: Site | None, tensor: Tensor, *, root: bool = False) -> None:
+        if not tensor.requires_grad:
+            return
+        generation = self._generation
+
+        def arrive(gradient: Tensor) -> None:
+            if generation == self._generation:
+                self._guard("taps", self._arrive, site, gradient, root)
+
+        tensor.register_hook(arrive)
+
+    def _arrive(self, site: Site | None, gradient: Tensor, root: bool) -> None:
+        if not self.reached:
+            self.reached = True
+            self.loss = loss_in_backward(self._thread)
+        if site is not None and site.key not in self.backward:
+            row = row_of(site, gradient)
+            if row is not None:
+                self.backward[site.key] = row
+        if root and self.root_gradient is None and self._hold(gradient):
+            self.root_gradient = gradient.detach().clone()

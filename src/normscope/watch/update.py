@@ -1,0 +1,76 @@
+"""`Update`: the parameters before an optimizer step, the gradients it saw, and what it changed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from torch.optim import Optimizer
+
+from normscope.watch.callers import calling_scaler
+from normscope.watch.plan import Place, Plan
+from normscope.watch.sample import Row, row_of
+
+
+class Update:
+    """Samples of every trainable parameter around one optimizer step, the same elements before and after.
+
+    Attributes:
+        parameters: values before the step.
+        gradients: as the optimizer sees them: accumulated, unscaled, clipped.
+        changes: values after the step less values before, of the parameters that the optimizer owns.
+        scale: what the loss was multiplied with by the gradient scaler that called the optimizer; 1 without one.
+        skipped: whether the optimizer was called, but left the parameters alone because a gradient overflowed.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._before: list[tuple[Place, Parameter, Row]] = []
+        for place in plan.places:
+            parameter = place.parameter
+            row = row_of(place.site, parameter)
+            if parameter is not None and row is not None:
+                self._before.append((place, parameter, row))
+        self.gradients: list[Row] = []
+        self.changes: list[Row] = []
+        self.scale = 1.0
+        self.skipped = False
+        self._begun = False
+
+    @property
+    def parameters(self) -> list[Row]:
+        """Values before the step."""
+        return [row for _, _, row in self._before]
+
+    @property
+    def cleared(self) -> bool:
+        """Whether no parameter has a gradient now."""
+        return all(parameter.grad is None for _, parameter, _ in self._before)
+
+    def begin(self, optimizer: Optimizer | None) -> None:
+        """The optimizer is about to step."""
+        self._begun = True
+        scaler = calling_scaler() if optimizer is not None else None
+        self.scale = scaler.get_scale() if scaler is not None else 1.0
+        # A fused optimizer divides by the scale inside its step, and is called even when it must not change anything.
+        fused = getattr(optimizer, "grad_scale", None) is not None
+        overflow = getattr(optimizer, "found_inf", None)
+        self.skipped = isinstance(overflow, Tensor) and bool(overflow)
+        for place, parameter, _ in self._before:
+            row = row_of(place.site.at("gradient", place.name), parameter.grad)
+            if row is not None:
+                self.gradients.append(unscaled(row, self.scale) if fused else row)
+
+    def end(self, optimizer: Optimizer | None) -> None:
+        """The optimizer has stepped."""
+        if not self._begun:
+            self.begin(optimizer)
+        owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for place, parameter, before in self._before:
+            if place.parameter is parameter and (owned is None or id(parameter) in owned):
+                now = row_of(place.site.at("update", place.name), parameter)
+                if now is not None and now.sample.shape == before.sample.shape:
+                    self.changes.append(now._replace(sample=now.sample - before.sample))
+
+
+def unscaled(row: Row, scale: float) -> Row:
+    """The row of a gradient that was multiplied with `scale`."""
+    return row if scale == 1.0 else row._replace(sample=row.sample / scale)
