@@ -1,0 +1,276 @@
+"""`Case`: what a rule sees of a run. The numerics live here, so that a rule reads like the sentence it tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from normscope.diagnose.layers import Layers
+from normscope.diagnose.track import Track
+from normscope.record.reader import Record
+from normscope.stats.summary import Summary
+from normscope.terms.activations import activation_named
+from normscope.terms.datum import Datum
+from normscope.terms.errors import UnknownNameError
+from normscope.terms.site import Site
+
+SAMPLES = 16
+"""Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Case(Datum):
+    """A run as its record tells it.
+
+    Quantities come as a `Track` (one number over the steps) or as `Layers` (one number for each layer at each step).
+    What the record does not hold gives an empty track: nothing raises for want of data.
+    """
+
+    record: Record = field(repr=False)
+    _known: dict[tuple[str, int, str], Summary | None] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The output of every norm, producer and activation that ran, in execution order."""
+        return tuple(
+            site
+            for site in self._recorded.values()
+            if site.what == "output" and site.depth >= 0 and site.role != "other"
+        )
+
+    @cached_property
+    def producers(self) -> tuple[Site, ...]:
+        """The outputs of linear layers, convolutions, recurrences and embeddings."""
+        return tuple(site for site in self.sites if site.role == "producer")
+
+    @cached_property
+    def norms(self) -> tuple[Site, ...]:
+        """The outputs of normalizations."""
+        return tuple(site for site in self.sites if site.role == "norm")
+
+    @cached_property
+    def hidden_activations(self) -> tuple[Site, ...]:
+        """The outputs of activation functions with a further layer behind them: not those that end the network."""
+        last = max((site.depth for site in self.sites if site.role != "activation"), default=-1)
+        return tuple(site for site in self.sites if site.role == "activation" and site.depth < last)
+
+    @property
+    def normalizes_over_batch(self) -> bool:
+        """Whether some norm takes its statistics over the batch in training and from elsewhere at inference."""
+        return any(site.spec and "N" in site.spec.over and site.spec.keeps_state for site in self.norms)
+
+    def values_per_channel(self, site: Site) -> int:
+        """Samples times positions behind each channel of an output on the probe; 0 when it was not probed."""
+        told = self.summaries(site, "probe")[-1:]
+        channels = told[0][1].channels if told else None
+        return int(channels.count.max()) if channels is not None and channels.count.size else 0
+
+    @cached_property
+    def batch_size(self) -> int | None:
+        """Samples in a training batch, from the fewest values behind a channel at any site; None when unknown."""
+        counts = []
+        for site in self.sites:
+            probe, live = self.summaries(site, "probe")[-1:], self.summaries(site, "live")[-1:]
+            channels = probe[0][1].channels if probe else None
+            if channels is not None and live and channels.mean.size:
+                counts.append(live[0][1].size // channels.mean.size)
+        return min(counts, default=None)
+
+    def depth_of(self, place: str) -> int | None:
+        """The place in execution order of a module path or site key; None when it did not run."""
+        try:
+            path = Site.parse(place).path
+        except UnknownNameError:
+            return None
+        return self._depths.get(path)
+
+    # over the steps --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def loss(self) -> Track:
+        """The training loss."""
+        return self.scalar(None, "loss")
+
+    @cached_property
+    def learns(self) -> bool | None:
+        """Whether the loss has fallen by a tenth of itself and by more than its own noise; None when it is unknown."""
+        values = self.loss.values[np.isfinite(self.loss.values)]
+        if len(values) < 6:
+            return None
+        few = max(2, len(values) // 10)
+        start, end = np.median(values[:few]), np.median(values[-few:])
+        noise = 1.4826 * np.median(np.abs(np.diff(values))) / 2**0.5
+        return bool(start - end > max(0.1 * abs(start), 3 * noise))
+
+    def scalar(self, site: Site | None, quantity: str) -> Track:
+        """A number that the watcher stored for a site, or for the whole run."""
+        try:
+            series = self.record.series(site, quantity)
+        except UnknownNameError:
+            return Track.of((), ())
+        return Track.of(series.steps, series.values)
+
+    def saturation(self, site: Site) -> Track:
+        """The share of an activation's input that lies beyond its function's saturation points."""
+        function = activation_named(site.kind)
+        if function is None or not function.saturates:
+            return Track.of((), ())
+        told = self.summaries(site.at("input"))
+        return Track.of((s for s, _ in told), (one.sketch.outside(function.low, function.high) for _, one in told))
+
+    def summaries(self, tensor: Site, source: str | None = None) -> list[tuple[int, Summary]]:
+        """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches."""
+        for one in (source,) if source else ("probe", "live"):
+            steps = [int(step) for step in self.sampled(one)]
+            told = [(step, summary) for step in steps if (summary := self.summary(tensor, step, one)) is not None]
+            if told:
+                return told
+        return []
+
+    def summary(self, tensor: Site, step: int, source: str) -> Summary | None:
+        """The summary of a tensor at one step; None where there is none."""
+        key = tensor.key, step, source
+        if key not in self._known:
+            recorded = tensor.key in self._recorded
+            self._known[key] = self.record.summary(tensor, step, source) if recorded else None
+        return self._known[key]
+
+    def sampled(self, source: str) -> np.ndarray:
+        """The steps that are read of a source, `SAMPLES` at most."""
+        return self._probed if source.startswith("probe") else spread(self.record.steps, SAMPLES)
+
+    # along depth -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sensitivity(self) -> Layers:
+        """‖W‖·‖∂L/∂W‖ of every trained producer: how much the loss moves for a relative change of its weights.
+
+        It does not change when a layer's weights are scaled and the next layer's scaled back, as gradients alone do.
+        """
+        rows: dict[str, Track] = {}
+        for site in self.producers:
+            weights = [one for one in self._parameters.get(site.path, ()) if "weight" in one.name]
+            tracks = [track for one in weights if len(track := self._sensitivity(one))]
+            if tracks and site.path not in rows:
+                rows[site.path] = _sum_of_squares(tracks)
+        return Layers.of(rows)
+
+    @cached_property
+    def update_ratio(self) -> Layers:
+        """‖ΔW‖/‖W‖ of every producer's weights, for one optimizer step."""
+        rows: dict[str, Track] = {}
+        for site in self.producers:
+            for one in self._parameters.get(site.path, ()):
+                track = self.scalar(one.at("update", one.name), "update_ratio")
+                if "weight" in one.name and len(track) and site.path not in rows:
+                    rows[site.path] = track
+        return Layers.of(rows)
+
+    @cached_property
+    def variation(self) -> Layers:
+        """Of the energy E[h²] of every producer's output, the share that differs between samples of the probe.
+
+        One minus the correlation of two samples' activations (Schoenholz et al. 2017, section 3), averaged over pairs.
+        """
+        rows: dict[str, Track] = {}
+        for site in self.producers:
+            told = [(step, one.channels) for step, one in self.summaries(site, "probe") if one.channels is not None]
+            shares = []
+            for _, channels in told:
+                energy = float(np.mean(channels.var + channels.mean**2))
+                shares.append(float(np.mean(channels.var)) / energy if energy > 0 else 0.0)
+            if told:
+                rows.setdefault(site.path, Track.of((step for step, _ in told), shares))
+        return Layers.of(rows)
+
+    @cached_property
+    def magnitude(self) -> Layers:
+        """The root mean square of every producer's output."""
+        rows: dict[str, Track] = {}
+        for site in self.producers:
+            told = self.summaries(site)
+            if told:
+                rows.setdefault(site.path, Track.of((step for step, _ in told), (one.rms for _, one in told)))
+        return Layers.of(rows)
+
+    # where to treat --------------------------------------------------------------------------------------------------
+
+    def follows_norm(self, activation: Site) -> bool:
+        """Whether a normalization already makes what this activation reads."""
+        feeder = self.feeder(activation)
+        return feeder is not None and feeder.role == "norm"
+
+    def feeder(self, activation: Site) -> Site | None:
+        """The norm or producer whose output this activation reads; None when something else does."""
+        before = (site for site in reversed(self.sites) if site.depth < activation.depth)
+        nearest = next((site for site in before if site.role != "activation"), None)
+        return nearest if nearest is not None and nearest.feeds else None
+
+    def producers_before(self, activations: Iterable[Site]) -> tuple[str, ...]:
+        """The paths of the layers whose output reaches these activations first, through a norm or not."""
+        found: dict[str, None] = {}
+        for activation in activations:
+            before = (site for site in reversed(self.producers) if site.depth < activation.depth)
+            nearest = next(before, None)
+            if nearest is not None:
+                found[nearest.path] = None
+        return tuple(found)
+
+    # reading ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _recorded(self) -> dict[str, Site]:
+        return {site.key: site for site in self.record.sites}
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        depths: dict[str, int] = {}
+        for site in self.record.sites:
+            if site.depth >= 0:
+                depths.setdefault(site.path, site.depth)
+        return depths
+
+    @cached_property
+    def _parameters(self) -> dict[str, list[Site]]:
+        found: dict[str, list[Site]] = {}
+        for site in self.record.sites:
+            if site.what == "parameter":
+                found.setdefault(site.path, []).append(site)
+        return found
+
+    def _sensitivity(self, weight: Site) -> Track:
+        slopes = self.summaries(weight.at("gradient", weight.name), "live")
+        values = dict(self.summaries(weight, "live"))
+        return Track.of(
+            (step for step, _ in slopes),
+            (slope.rms * values[step].rms * slope.size if step in values else np.nan for step, slope in slopes),
+        )
+
+    @cached_property
+    def _probed(self) -> np.ndarray:
+        """The steps at which the probe was run, up to `SAMPLES` of them."""
+        for site in self.sites:
+            steps = self.record.series(site, "mean", source="probe").steps
+            if len(steps):
+                return spread(steps, SAMPLES)
+        return np.array([], dtype=np.int64)
+
+
+def spread(steps: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the steps: the last three, and the rest evenly from the first on."""
+    if len(steps) <= count:
+        return steps
+    early = np.linspace(0, len(steps) - 4, count - 3).round().astype(int)
+    return steps[np.unique([*early, *range(len(steps) - 3, len(steps))])]
+
+
+def _sum_of_squares(tracks: list[Track]) -> Track:
+    first = tracks[0]
+    total = np.zeros(len(first))
+    for track in tracks:
+        at = dict(zip(track.steps, track.values))
+        total += np.array([at.get(step, 0.0) for step in first.steps]) ** 2
+    return Track.of(first.steps, np.sqrt(total))

@@ -1,0 +1,210 @@
+"""The engine: finds the rules, runs those that were asked for, and puts causes before symptoms."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from os import PathLike
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from normscope.diagnose import rules as _place
+from normscope.diagnose.blueprint import Blueprint
+from normscope.diagnose.case import Case
+from normscope.diagnose.relations import causes_first, related
+from normscope.diagnose.rule import Rule
+from normscope.record.reader import Record
+from normscope.terms.errors import RecordError, UnknownNameError
+from normscope.terms.finding import Diagnosis, Fault, Severity
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+ENTRY_POINTS = "normscope.rules"
+Selectors = str | Iterable[str] | None
+
+
+def diagnose(
+    record: Record | str | PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    select: Selectors = None,
+    ignore: Selectors = None,
+    fail_on: Severity = "error",
+) -> Diagnosis:
+    """What is wrong with a run, from its record; also of a run in progress.
+
+    Args:
+        record: a record, or the path of one.
+        model: the model that was trained; with it the rules for a model at rest run too.
+        select: only these rules: codes (``"NS201"``), prefixes of codes (``"NS2"``) or names.
+        ignore: not these rules.
+        fail_on: the severity from which `Diagnosis.exit_code` is 1.
+
+    Raises:
+        RecordError: the path is no record, or the record holds no step.
+        UnknownNameError: `select` or `ignore` fits no rule.
+    """
+    found, faults = _find()
+    chosen = _choose(found, select, ignore)
+    record = record if isinstance(record, Record) else Record(record)
+    if not len(record.steps):
+        raise RecordError(
+            "A run was to be diagnosed that has no step in its record.",
+            found=f"0 sampled steps, {len(record.events)} events",
+            because="every rule compares what was measured while the network ran",
+            do="let the run make at least one optimizer step under watch",
+        )
+    case = Case(record)
+    subjects: dict[str, Any] = {"record": case}
+    if model is not None:
+        subjects["model"] = Blueprint(model, batch_size=case.batch_size)
+    return _examine(subjects, chosen, found, faults, subject=str(record.path), fail_on=fail_on)
+
+
+def lint(
+    model: nn.Module,
+    *,
+    example: Any = None,
+    optimizer: Optimizer | None = None,
+    batch_size: int | None = None,
+    select: Selectors = None,
+    ignore: Selectors = None,
+    fail_on: Severity = "error",
+) -> Diagnosis:
+    """What is wrong with a model at rest.
+
+    Args:
+        model: the model; it is read, and run once in evaluation mode on a copy when there is an `example`.
+        example: a batch as the loader yields it: a tensor, an ``(inputs, target)`` pair, a dict, or a `Probe`.
+            Without it the data flow is read symbolically, where torch.fx can.
+        optimizer: the optimizer that will train it.
+        batch_size: the batch size per device that training will use; the example's when left out.
+        select: only these rules: codes, prefixes of codes or names.
+        ignore: not these rules.
+        fail_on: the severity from which `Diagnosis.exit_code` is 1.
+
+    Raises:
+        UnknownNameError: `select` or `ignore` fits no rule.
+    """
+    found, faults = _find()
+    chosen = _choose(found, select, ignore)
+    blueprint = Blueprint(model, example, optimizer, batch_size)
+    return _examine({"model": blueprint}, chosen, found, faults, subject=type(model).__name__, fail_on=fail_on)
+
+
+def rules() -> tuple[Rule, ...]:
+    """Every rule, by code: the files under ``diagnose/rules``, then entry points of the group ``normscope.rules``."""
+    return _find()[0]
+
+
+def rule(name: str) -> Rule:
+    """The rule with this code or name.
+
+    Raises:
+        UnknownNameError: there is none; the error names the nearest.
+    """
+    found = rules()
+    for candidate in found:
+        if name in (candidate.code, candidate.name):
+            return candidate
+    raise _unknown(name, found)
+
+
+def explain(name: str) -> str:
+    """The page of a rule as text: its sections and its thresholds with their sources.
+
+    Raises:
+        UnknownNameError: there is no rule of this code or name.
+    """
+    asked = rule(name)
+    lines = [f"{asked.code} {asked.name} ({asked.severity})", "", asked.title]
+    for heading, body in asked.sections.items():
+        lines += ["", heading.upper(), *("  " + line if line else "" for line in body.splitlines())]
+    if asked.thresholds:
+        lines += ["", "THRESHOLDS"]
+        for name, one in asked.thresholds.items():
+            lines += [f"  {name} = {one.value:g} {one.unit}".rstrip(), f"    {one.source}"]
+    return "\n".join(lines)
+
+
+def _examine(
+    subjects: dict[str, Any],
+    chosen: Sequence[Rule],
+    found: Sequence[Rule],
+    faults: Sequence[Fault],
+    *,
+    subject: str,
+    fail_on: Severity,
+) -> Diagnosis:
+    ran, findings, broken = [], [], list(faults)
+    for one in chosen:
+        if one.reads not in subjects:
+            continue
+        ran.append(one.code)
+        try:
+            findings.extend(one.check(subjects[one.reads]))
+        except Exception as error:  # a rule that fails must not silence the others
+            broken.append(Fault(one.code, f"{type(error).__name__}: {error}"))
+    case = subjects.get("record")
+    linked = related(findings, found, depth_of=case.depth_of if case else None)
+    return Diagnosis(causes_first(linked), tuple(ran), tuple(broken), subject, fail_on)
+
+
+def _find() -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:
+    found: dict[str, Rule] = {}
+    for leaf in pkgutil.iter_modules(_place.__path__, _place.__name__ + "."):
+        own: Rule = importlib.import_module(leaf.name).RULE
+        found[own.code] = own
+    faults = []
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        loaded = _foreign(entry, found.values())
+        if isinstance(loaded, Fault):
+            faults.append(loaded)
+        else:
+            found[loaded.code] = loaded
+    return tuple(found[code] for code in sorted(found)), tuple(faults)
+
+
+def _foreign(entry: metadata.EntryPoint, known: Iterable[Rule]) -> Rule | Fault:
+    try:
+        loaded = entry.load()
+        one = loaded.RULE if isinstance(loaded, ModuleType) else loaded
+        if not isinstance(one, Rule):
+            raise TypeError(f"gives a {type(one).__name__}, not a Rule")
+        if any(one.code == other.code or one.name == other.name for other in known):
+            raise ValueError(f"{one.code} {one.name} is already taken")
+    except Exception as error:  # a foreign package must not take ours down
+        return Fault(entry.name, f"{type(error).__name__}: {error}")
+    return one
+
+
+def _choose(found: Sequence[Rule], select: Selectors, ignore: Selectors) -> tuple[Rule, ...]:
+    chosen = _matching(found, select) if select is not None else {one.code for one in found}
+    refused = _matching(found, ignore) if ignore is not None else set()
+    return tuple(one for one in found if one.code in chosen - refused)
+
+
+def _matching(found: Sequence[Rule], selectors: str | Iterable[str]) -> set[str]:
+    codes = set()
+    for selector in [selectors] if isinstance(selectors, str) else selectors:
+        matched = {one.code for one in found if selector == one.name or (selector and one.code.startswith(selector))}
+        if not matched:
+            raise _unknown(selector, found)
+        codes |= matched
+    return codes
+
+
+def _unknown(name: str, found: Sequence[Rule]) -> UnknownNameError:
+    words = [word for one in found for word in (one.code, one.name)]
+    near = difflib.get_close_matches(name, words, n=3, cutoff=0.5)
+    return UnknownNameError(
+        f"A rule was asked for as {name!r}.",
+        found="no rule has that code or name" + (f"; near it are {', '.join(near)}" if near else ""),
+        because="rules go by their code (NS201), the start of a code (NS2) or their name",
+        do="choose one of " + ", ".join(f"{one.code} {one.name}" for one in found),
+    )

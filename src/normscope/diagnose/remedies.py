@@ -1,0 +1,77 @@
+"""What to prescribe: the cures that several rules share, in the order in which they help.
+
+The order was measured: 20-layer networks of width 64 on handwritten digits, cross-entropy after 200 steps at batch 128
+(2.30 is chance). Weights of standard deviation 1 under tanh: untreated 2.3, BatchNorm 0.06, LayerNorm 0.06, Xavier 0.3.
+Torch's default weights under tanh: untreated 2.3, BatchNorm 0.2, Xavier 0.3, LayerNorm 1.7. Under sigmoid, any weights:
+untreated 2.3, BatchNorm 0.1, and 2.3 with LayerNorm, GroupNorm or Xavier: the constant that every sigmoid adds is
+common to all samples, and only a norm over the batch takes that away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from normscope.diagnose.case import Case
+from normscope.terms.activations import activation_named
+from normscope.terms.finding import Prescription
+from normscope.terms.site import Site
+
+ENOUGH_FOR_BATCH = 16
+"""Samples from which batch statistics serve (Wu & He 2018, table 2: as good at 16 images a worker as at 32)."""
+
+_POSITIVE = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+
+
+def normalize(case: Case, activations: Sequence[Site]) -> Prescription | None:
+    """Put a norm before these activations, where none stands yet: over the batch when it is large enough.
+
+    None when no norm helps: every activation has one already, or the batch is too small for the only norm that would.
+    """
+    bare = [site for site in activations if not case.follows_norm(site)]
+    sites = tuple(dict.fromkeys(site.path for site in bare))
+    if not sites:
+        return None
+    enough = case.batch_size is None or case.batch_size >= ENOUGH_FOR_BATCH
+    if not enough and any(_function(site) in _POSITIVE for site in bare):
+        return None
+    maps = any(site.channel_axis == 1 for site in bare)
+    norm = "BatchNorm" if enough else "GroupNorm" if maps else "LayerNorm"
+    typed = {"BatchNorm": "nn.BatchNorm2d(channels)" if maps else "nn.BatchNorm1d(features)"}
+    typed |= {"GroupNorm": "nn.GroupNorm(32, channels)", "LayerNorm": "nn.LayerNorm(features)"}
+    return Prescription(
+        "insert_norm",
+        sites,
+        {"norm": norm},
+        words=f"put `{typed[norm]}` before each of the activations ({few(sites)})",
+        reason="its output has mean 0 and deviation 1 whatever the weights are, where the function has its slope",
+    )
+
+
+def reinitialize(case: Case, layers: Iterable[str], functions: Iterable[Site]) -> Prescription:
+    """Draw the weights of these layers anew, at the gain of the functions behind them."""
+    names = {_function(site) for site in functions}
+    rectified = bool(names & {"relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "mish"})
+    typed = "nn.init.kaiming_normal_(weight)" if rectified else "nn.init.xavier_normal_(weight, gain=5 / 3)"
+    sites = tuple(dict.fromkeys(layers))
+    return Prescription(
+        "reinitialize",
+        sites,
+        words=f"draw the weights with `{typed}` and set biases to zero ({few(sites)})",
+        reason="at this scale a layer hands on as much variance as it gets, forward and backward",
+    )
+
+
+def advice(words: str, reason: str = "") -> Prescription:
+    """What the user alone can do, outside the model."""
+    return Prescription("", words=words, reason=reason)
+
+
+def few(places: Sequence[str], most: int = 3) -> str:
+    """The first of many places, as code."""
+    told = ", ".join(f"`{place or '(model)'}`" for place in places[:most])
+    return told + (f" and {len(places) - most} more" if len(places) > most else "")
+
+
+def _function(site: Site) -> str:
+    row = activation_named(site.kind)
+    return row.name if row else ""

@@ -1,0 +1,131 @@
+"""NaN or infinity has entered the run.
+
+## What it finds
+The first sampled step at which a tensor holds NaN or infinity, and the first tensor of that step in the order in which
+things happen: parameters, then activations as they run, then gradients from the output back. It tells apart a broken
+input (the data), a layer or an operation that made it of finite values, a gradient that broke while activations were
+finite, and parameters that an update broke. Two things are no finding: scores of minus infinity before a softmax, which
+masks put there, and gradients that overflow now and then under a loss scaler, which skips those steps.
+
+## Why it hurts
+NaN spreads to everything it touches and never goes away: from that step on nothing is learned, and what was learned is
+lost once a parameter is hit.
+
+## Evidence
+The count of non-finite elements in every tensor that was recorded, of training batches and of the fixed batch.
+
+## Prescription
+By origin. Data: find and repair the samples. A layer or operation: guard the division, logarithm or root at that place
+with an eps. Gradient: the same for the derivative (the slope of a square root at zero is infinite). Update: smaller
+steps, clipped gradients, a warm-up; in half precision a loss scaler, or bfloat16.
+
+## When to ignore
+When a custom loop skips such steps on purpose.
+
+## References
+Goldberg 1991, *What every computer scientist should know about floating-point arithmetic*.
+Micikevicius et al. 2018, *Mixed precision training*, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.origin import Origin, origin
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Data, Scene, clusters, sgd
+from normscope.terms.finding import Evidence, Finding, Prescription
+
+ANY = Threshold(0.0, "one NaN is enough: every sum it enters is NaN (IEEE 754-2019, section 6.2)", "share")
+
+_WORDS = {
+    "data": "The input itself holds NaN or infinity: {share:.2%} of `{place}`'s input at step {step}.",
+    "forward": "`{place}` made NaN or infinity of finite input: {share:.2%} of its output at step {step}.",
+    "between": "What stands before `{place}` made NaN or infinity: {share:.2%} of its input at step {step}.",
+    "backward": "The gradient at `{place}` is NaN or infinite ({share:.2%}) at step {step}, with finite activations.",
+    "update": "The parameters of `{place}` are NaN or infinite ({share:.2%}) at step {step}: an update broke them.",
+}
+_ADVICE = {
+    "data": "find the samples with `torch.isfinite(inputs).all()`, and repair or drop them; a division by a column's "
+    "standard deviation of zero is the usual source",
+    "forward": "guard what this layer computes: an eps in divisions, logarithms and roots, a clamp before exponentials",
+    "between": "guard what is computed there: an eps in divisions, logarithms and roots, a clamp before exponentials",
+    "backward": "guard the derivative: an eps inside square roots and norms; `torch.autograd.set_detect_anomaly(True)` "
+    "names the line",
+    "update": "divide the learning rate by 10, clip gradients by `nn.utils.clip_grad_norm_(parameters, 1.0)`, warm up",
+}
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """One finding: the origin."""
+    found = origin(case)
+    if found is None or (found.kind == "backward" and not found.lasts):
+        return
+    since = "" if found.before is None else f" At step {found.before} everything was finite."
+    words = _WORDS[found.kind].format(share=found.share, place=found.site.place, step=found.step)
+    yield RULE.finding(
+        [found.site.path],
+        words + since,
+        Evidence(
+            "nonfinite",
+            found.share,
+            ANY.value,
+            (found.step,),
+            ANY.unit,
+            ANY.source,
+            ((found.site.key, found.share),),
+        ),
+        severity="error" if found.lasts else "warning",
+        since_step=found.step,
+        prescriptions=[_advice(found)],
+    )
+
+
+def _advice(found: Origin) -> Prescription:
+    return remedies.advice(_ADVICE[found.kind], f"that is where the first of them was seen, in a {found.source} tensor")
+
+
+def _broken_clusters() -> Data:
+    inputs, labels = clusters()
+    inputs[::16, 3] = torch.nan
+    return inputs, labels
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+class _Logarithm(nn.Module):
+    """Takes the logarithm of what a ReLU leaves: minus infinity wherever a unit is silent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu().log())
+
+
+SICK = (
+    Scene(_network, ("0",), data=_broken_clusters, steps=12),
+    Scene(_Logarithm, ("second",), steps=12),
+    Scene(_network, optimizer=sgd(1e30), steps=12),
+)
+HEALTHY = (Scene(_network, steps=12),)
+
+RULE = Rule(
+    "NS205",
+    "nonfinite_values",
+    "error",
+    "record",
+    check,
+    __doc__,
+    thresholds={"any": ANY},
+    sick=SICK,
+    healthy=HEALTHY,
+)

@@ -1,0 +1,161 @@
+"""From the start the signal dies or explodes on its way through the network.
+
+## What it finds
+Two starts from which a network does not get away by itself. The signal dies: behind some layer, and in every layer
+after it to the output, all samples give nearly the same activations, less than a four-hundredth of the energy differing
+between them. Or it explodes: the last layers' activations are more than four hundred times as large as the first ones'.
+It must be so at the first probe and stay so; many networks start with little variation at the output and have it
+grown after a few steps.
+
+## Why it hurts
+A network whose output is the same for all samples can only learn the mean of the targets, and its gradients carry no
+information about the input. One whose activations explode starts with a huge loss and huge gradients.
+
+## Evidence
+On the fixed batch, the share of each layer's energy E[h²] that differs between samples: one minus the correlation of
+two samples' activations. And the root mean square of each layer's output relative to the first's.
+
+## Prescription
+Draw the weights at the gain of the activation (He for rectifiers, Xavier for tanh), or normalize over the batch before
+each activation. Under sigmoids only the latter helps: the constant 1/2 that each of them adds is common to all samples.
+
+## When to ignore
+When the samples of the fixed batch are nearly alike, as when the probe holds one sample many times.
+
+## References
+Glorot & Bengio 2010, section 4.2; He et al. 2015, *Delving deep into rectifiers*, section 2.2.
+Poole et al. 2016, *Exponential expressivity in deep neural networks through transient chaos*.
+Schoenholz et al. 2017, *Deep Information Propagation*, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.layers import collapsed
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.track import PERSISTENCE
+from normscope.terms.activations import activation_named
+from normscope.terms.finding import Evidence, Finding, Prescription, Severity
+
+ALIKE = Threshold(
+    float(np.exp(-6)),
+    "six e-folds: networks train up to a depth of about six of the scales over which the correlation of two samples "
+    "approaches one (Schoenholz et al. 2017, section 4)",
+    "share",
+)
+EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """At most one finding of each kind: a dying signal, an exploding one."""
+    yield from _dying(case)
+    yield from _exploding(case)
+
+
+def _dying(case: Case) -> Iterator[Finding]:
+    variation = case.variation
+    least = variation.behind()
+    if len(least) < PERSISTENCE or least.since(below=ALIKE.value) != least.steps[0]:
+        return
+    column = variation.values[:, 0]
+    layers = variation.paths[collapsed(column, ALIKE.value) :]
+    if len(layers) == len(variation):  # the samples are alike before any layer has made them so
+        return
+    yield _finding(
+        case,
+        layers,
+        f"From `{layers[0]}` to the output all samples give nearly the same: {least.values[0]:.1e} of the energy "
+        f"differs between them at the first step, {least.last:.1e} at the last.",
+        Evidence(
+            "variation",
+            least.last,
+            ALIKE.value,
+            tuple(int(step) for step in least.steps),
+            ALIKE.unit,
+            ALIKE.source,
+            tuple((path, float(variation.at(path).last)) for path in layers),
+        ),
+    )
+
+
+def _exploding(case: Case) -> Iterator[Finding]:
+    magnitude = case.magnitude
+    flood = magnitude.flood()  # first over last
+    if not len(flood) or not flood.values[0] < 1 / EXPLODED.value:
+        return
+    growth = magnitude.values[:, 0] / magnitude.values[0, 0]
+    layers = tuple(path for path, ratio in zip(magnitude.paths, growth) if ratio > EXPLODED.value)
+    yield _finding(
+        case,
+        layers or magnitude.paths[-1:],
+        f"Activations grow {1 / flood.values[0]:.0f}-fold from the first layers to the last at the first step.",
+        Evidence(
+            "magnitude",
+            float(1 / flood.values[0]),
+            EXPLODED.value,
+            tuple(int(step) for step in flood.steps),
+            EXPLODED.unit,
+            EXPLODED.source,
+            tuple((path, float(ratio)) for path, ratio in zip(magnitude.paths, growth) if path in layers),
+        ),
+    )
+
+
+def _finding(case: Case, layers: tuple[str, ...], message: str, evidence: Evidence) -> Finding:
+    severity: Severity = "warning" if case.learns else "error"
+    return RULE.finding(
+        layers, message, evidence, severity=severity, since_step=evidence.steps[0], prescriptions=list(_cures(case))
+    )
+
+
+def _cures(case: Case) -> Iterator[Prescription]:
+    """Weights at the right gain cure rectifiers and tanh; what stands on sigmoids only a norm over the batch does."""
+    functions = case.hidden_activations
+    norm = remedies.normalize(case, functions)
+    layers = case.producers_before(functions)
+    weights = remedies.reinitialize(case, layers, functions) if layers else None
+    named = {function.name for site in functions if (function := activation_named(site.kind)) is not None}
+    order = (norm, weights) if "sigmoid" in named else (weights, norm)
+    yield from (cure for cure in order if cure is not None)
+
+
+def _stack(function: type[nn.Module], depth: int, scale: float = 1.0, width: int = 32) -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        linear = nn.Linear(width, width)
+        nn.init.normal_(linear.weight, std=scale * width**-0.5)
+        layers += [linear, function()]
+    return nn.Sequential(*layers, nn.Linear(width, 8))
+
+
+SICK = (
+    Scene(partial(_stack, nn.Tanh, 16, 0.4), ("32",)),
+    Scene(partial(_stack, nn.ReLU, 16, 0.5), ("32",)),
+    Scene(partial(_stack, nn.ReLU, 8, 8.0), optimizer=sgd(1e-9)),
+)
+HEALTHY = (
+    Scene(partial(_stack, nn.ReLU, 8, 2**0.5), optimizer=sgd(0.02)),
+    Scene(partial(_stack, nn.Tanh, 16, 1.2), optimizer=sgd(0.02)),
+    Scene(lambda: nn.Sequential(nn.Linear(32, 32), nn.Sigmoid(), nn.Linear(32, 8)), optimizer=sgd(0.3)),
+)
+
+RULE = Rule(
+    "NS206",
+    "poor_initialization",
+    "error",
+    "record",
+    check,
+    __doc__,
+    thresholds={"alike": ALIKE, "exploded": EXPLODED},
+    causes=("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
+    sick=SICK,
+    healthy=HEALTHY,
+)
