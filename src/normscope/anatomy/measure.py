@@ -22,6 +22,7 @@ from normscope.terms.spec import EpsPlace, NormSpec, Source
 
 TOLERANCE = 2e-3  # relative; float32 rounding is far below, the difference between two rows far above
 _SAME = 0.95  # share of bfloat16 elements that agree when the rounding stands in the same place
+_LOUD = 100.0  # standard deviation of the inputs beside which any eps is nothing
 _QUIET = 3e-3  # standard deviation of the inputs that tell one eps from another: its square is about 1e-5
 _BATCH, _LENGTH, _HEIGHT, _WIDTH = 11, 7, 5, 3
 _SPARE = 13  # takes the place of a size that equals the number of channels
@@ -85,7 +86,7 @@ def _measured(module: nn.Module) -> NormSpec | None:
     if channels < 2:
         return None
     shapes = _shapes(channels)
-    loud, quiet = _runs(double, shapes, 1.0), _runs(double, shapes, _QUIET)
+    loud, quiet = _runs(double, shapes, _LOUD), _runs(double, shapes, _QUIET)
     if not loud or len(quiet) != len(loud):
         return None
     for spec in _candidates(double, parts):
