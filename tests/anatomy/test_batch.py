@@ -41,7 +41,7 @@ class Box:
 )  # fmt: skip
 def test_the_convention(batch, args, kwargs, target):
     probe = Probe.of(batch)
-    assert probe.args == args and dict(probe.kwargs) == kwargs and probe.target is target or probe.target == target
+    assert (probe.args == args and dict(probe.kwargs) == kwargs and probe.target is target) or probe.target == target
     assert Probe.of(probe) is probe
 
 

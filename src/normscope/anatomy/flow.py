@@ -82,11 +82,16 @@ class Flow(Datum):
             yield ()
             return
         following = _beyond(self._taken(call), self._taken, until=steps[0])
-        if sole and (call.index in self.outputs or not all(_is(other, steps[0]) for other in following)):
+        if sole and (self._is_returned(call) or not all(_is(other, steps[0]) for other in following)):
             return
         for other in following:
             if _is(other, steps[0]):
                 yield from ((other, *rest) for rest in self._onward(other, steps[1:], sole))
+
+    def _is_returned(self, call: Call) -> bool:
+        """Whether the model returns the value of `call`, or a rearrangement of it."""
+        handed_on = (other for other in self._taken(call) if other.kind in TRANSPARENT)
+        return call.index in self.outputs or any(self._is_returned(other) for other in handed_on)
 
     def _made(self, call: Call) -> tuple[Call, ...]:
         return tuple(self.calls[index] for index in dict.fromkeys(call.inputs) if index >= 0)

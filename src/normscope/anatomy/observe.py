@@ -39,7 +39,7 @@ _SPELLED = {"log_sigmoid": "logsigmoid", "expit": "sigmoid", "iadd": "add", "imu
 
 @dataclass(frozen=True, repr=False)
 class Call(Datum):
-    """One call within a run: of a module, or of a torch function between modules.
+    """One call within a run: of a module, or of a torch function between modules that takes a value of the run.
 
     Attributes:
         index: the place in the order of the run, from 0.
@@ -160,6 +160,8 @@ class _Observer(TorchFunctionMode):
             return func(*args, **kwargs)
         kind = function_name(func)
         given = tensors((args, kwargs))
+        if not any(tensor in self._maker for tensor in given):  # made of constants alone, it is one
+            return func(*args, **kwargs)
         place = self._places[-1] if self._places else ""
         call = self._call(f"{place}/{kind}", kind, given, function_role(kind))
         self._tell_before(call, given)

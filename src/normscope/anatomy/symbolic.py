@@ -15,7 +15,7 @@ from normscope.anatomy.recognize import kind_of, role_of
 # Functions that ask about a value (its size, its type, whether an optional argument has its default) and make none.
 _ASKING = {
     *("size", "shape", "dim", "ndim", "numel", "stride", "getattr", "dtype", "device", "is_floating_point", "len"),
-    *("eq", "assert"),
+    *("eq", "assert", "assert_is_none"),
 }
 
 
