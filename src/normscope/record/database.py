@@ -38,12 +38,8 @@ class Database:
         with self._lock:
             try:
                 return self._connection().execute(sql, tuple(arguments)).fetchall()
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise malformed("A table", f"`{self.file}`", error) from error
-                raise self._busy(error) from error
             except (sqlite3.Error, OverflowError) as error:
-                raise malformed("A table", f"`{self.file}`", error) from error
+                raise self._failed(error) from error
 
     def close(self) -> None:
         """Let the file go until the next query."""
@@ -86,11 +82,19 @@ class Database:
         try:
             return self._checked(self.file, "mode=rw")
         except sqlite3.OperationalError as error:
-            if os.access(self.file.parent, os.W_OK):
-                raise schema.not_a_record(self.file, f"a file that cannot be opened ({error})") from error
+            if "locked" in str(error):
+                raise self._failed(error) from error
         except sqlite3.DatabaseError as error:
             raise schema.not_a_record(self.file, f"a file that SQLite cannot read ({error})") from error
-        # Where nothing may be written, SQLite cannot make the index of the write-ahead log that it needs beside it.
+        try:
+            return self._as_it_lies()
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, RecordError):
+                raise
+            raise schema.not_a_record(self.file, f"a file that cannot be opened ({error})") from error
+
+    def _as_it_lies(self) -> sqlite3.Connection:
+        """Where the disk is full or may not be written: SQLite cannot put the index of its log beside the file."""
         if not self._log.exists() or self._log.stat().st_size == 0:
             return self._checked(self.file, "immutable=1")
         self._copy = tempfile.TemporaryDirectory(prefix="normscope-")
@@ -110,7 +114,9 @@ class Database:
             raise
         return connection
 
-    def _busy(self, error: sqlite3.Error) -> RecordError:
+    def _failed(self, error: Exception) -> RecordError:
+        if "locked" not in str(error):
+            return malformed("A table", f"`{self.file}`", error)
         return RecordError(
             "A record was to be read that another program keeps to itself.",
             found=f"{error}: `{self.file}`",

@@ -8,8 +8,7 @@ import numpy as np
 
 from normscope.record.columns import Columns
 from normscope.record.database import Database
-from normscope.record.rows import Event, read_event, read_meta, read_site, read_summary, read_trial
-from normscope.record.schema import as_real
+from normscope.record.rows import Event, read_event, read_meta, read_scalars, read_site, read_summary, read_trial
 from normscope.stats.summary import Summary
 from normscope.terms.site import Site
 from normscope.terms.verdict import Trial
@@ -111,8 +110,7 @@ class RankFile:
             """,
             (key, quantity) if key else (quantity,),
         )
-        steps = np.array([step for step, _ in rows], dtype=np.int64)
-        return steps, np.array([as_real(value) for _, value in rows], dtype=np.float64)
+        return read_scalars(rows)
 
     def events(self) -> list[Event]:
         """What happened, in the order in which it was noted."""

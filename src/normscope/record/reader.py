@@ -203,6 +203,12 @@ class Record:
         for rank in self._files.values():
             rank.close()
 
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not closed"
         return f"Record({str(self.path)!r}: {len(self.sites)} sites, {len(self.steps)} sampled steps, {state})"

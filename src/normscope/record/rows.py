@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -89,6 +89,12 @@ def read_summary(arrays: bytes) -> Summary:
 def scalar_row(site: Site | None, step: int, quantity: str, value: float) -> Row:
     """The row of one number of a site, or of the whole run."""
     return Row("scalar", (int(step), str(quantity), float(value)), site)
+
+
+@reading("A number")
+def read_scalars(rows: Sequence[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of rows (step, value); a NULL is NaN."""
+    return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)
 
 
 def event_row(

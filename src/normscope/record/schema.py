@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 from normscope.terms.errors import RecordError
 
@@ -171,11 +170,6 @@ def not_a_record(file: Path, found: str) -> RecordError:
         because="a record is an SQLite file rank<N>.sqlite that normscope.watch wrote",
         do="give the run directory that watch was given, such as `runs/a`",
     )
-
-
-def as_real(value: Any) -> float:
-    """A REAL column as a float: SQLite keeps NaN as NULL."""
-    return float("nan") if value is None else float(value)
 
 
 def _statements(script: str) -> list[str]:
