@@ -12,7 +12,7 @@ from normscope.stats.rows import measured
 from normscope.stats.sample import strided
 from normscope.stats.sketch import Sketch
 from normscope.stats.summary import Summary
-from normscope.stats.values import exact_dtype
+from normscope.stats.values import exact
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,8 @@ class Batch:
 
         size: the number of elements that the sample stands for, when `tensor` is a sample already.
         """
-        sample = strided(tensor, self.n)
-        key = (sample.device, exact_dtype(sample.dtype), sample.numel())
+        sample = exact(strided(tensor, self.n))
+        key = (sample.device, sample.dtype, sample.numel())
         block = self._blocks.get(key)
         if block is None:
             block = self._blocks[key] = _Block(*key)

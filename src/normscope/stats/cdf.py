@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from normscope.terms.errors import DataError
+
 
 @dataclass(frozen=True, eq=False)
 class Cdf:
@@ -47,8 +49,15 @@ class Cdf:
         """The value below which a share `q` lies, as `numpy.quantile` interpolates between order statistics.
 
         Order statistics stand evenly spaced inside their cell. A float for a float, an array for an array; NaN when
-        nothing was counted.
+        nothing was counted. Raises `DataError` for a share outside of [0, 1].
         """
+        if not np.all((np.asarray(q) >= 0) & (np.asarray(q) <= 1)):
+            raise DataError(
+                "A quantile was asked for.",
+                found={"q": q},
+                because="a quantile belongs to a share of the values",
+                do="give q from 0 (the least) to 1 (the greatest)",
+            )
         place = np.asarray(q, dtype=np.float64) * (self.total - 1)
         low = self._order_statistic(np.floor(place))
         value = low + (place - np.floor(place)) * (self._order_statistic(np.ceil(place)) - low)

@@ -95,15 +95,17 @@ def _area_between(p: Cdf, q: Cdf) -> float:
 
 
 def _summary_wasserstein1(now: Summary, reference: Summary) -> float:
-    """`wasserstein1` of the sketches where they resolve both distributions, otherwise the moments' distance.
+    """`wasserstein1` where the bins are finer than the wider distribution, otherwise the distance of the moments.
 
-    A bin at the mean is |μ|/16 wide. Where that is more than one standard deviation the sketch sees little but the
-    bin, and √(Δμ² + Δσ²), right for distributions of one shape, is the better figure. Either is kept within
+    A bin is |μ|/16 wide at the mean, and 2⁻³² next to 0. A sketch sees nothing that is narrower, and √(Δμ² + Δσ²),
+    right for distributions of one shape, is then the better figure. Either is kept within
     |Δμ| ≤ W₁ ≤ |Δμ| + σ + σ′, which holds for any two distributions.
     """
-    resolved = all(abs(one.mean) <= 16 * one.std for one in (now, reference))
-    moments = now.moments, reference.moments
-    distance = wasserstein1(now.sketch, reference.sketch) if resolved else gaussian_wasserstein2(*moments)
+    bin_width = max(abs(now.mean) / 16, abs(reference.mean) / 16, 2.0**-32)
+    if bin_width <= max(now.std, reference.std) < 2.0**31:
+        distance = wasserstein1(now.sketch, reference.sketch)
+    else:
+        distance = gaussian_wasserstein2(now.moments, reference.moments)
     apart = abs(now.mean - reference.mean)
     return float(np.clip(distance, apart, apart + now.std + reference.std))
 

@@ -108,9 +108,11 @@ def combined(count: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> Moments:
     """The moments of disjoint parts, stacked along the first axis, as one: Chan's merge for any number of parts."""
     total = count.sum(0)
     filled = count > 0
-    centre = _ratio(np.where(filled, count * mean, 0.0).sum(0), total)
-    between = np.where(filled, count * (mean - centre) ** 2, 0.0)
-    return Moments(np.asarray(total), np.asarray(centre), np.asarray((m2 + between).sum(0)))
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 values beyond about 1e150 may end in +∞ or NaN
+        centre = _ratio(np.where(filled, count * mean, 0.0).sum(0), total)
+        between = np.where(filled, count * (mean - centre) ** 2, 0.0)
+        m2 = (m2 + between).sum(0)
+    return Moments(np.asarray(total), np.asarray(centre), np.asarray(m2))
 
 
 def two_pass(x: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:

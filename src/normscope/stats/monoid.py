@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normscope.terms.datum import plain
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -25,6 +27,10 @@ class Monoid:
     def to_arrays(self) -> Arrays:
         """Everything that this value knows, as named arrays; `from_arrays` gives back an equal value."""
         raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arrays of `to_arrays` as JSON values."""
+        return plain(self.to_arrays())
 
     def __add__(self, other: Self) -> Self:
         if not isinstance(other, type(self)):

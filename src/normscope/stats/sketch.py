@@ -72,6 +72,10 @@ class Sketch(Monoid, Datum):
             self.neg_inf + other.neg_inf,
         )
 
+    def __repr__(self) -> str:
+        quartiles = ", ".join(f"{value:.4g}" for value in self.quantile([0.25, 0.5, 0.75]))
+        return f"Sketch(total={self.total}, zeros={self.zeros}, nonfinite={self.nonfinite}, quartiles=({quartiles}))"
+
     @cached_property
     def total(self) -> int:
         """The number of finite values, zeros included."""
@@ -99,9 +103,16 @@ class Sketch(Monoid, Datum):
         """The counts along the real line, int64 (2049,): negative bins, exact zeros, positive bins."""
         return np.concatenate((self.counts[: _HALF - 1 : -1], [self.zeros], self.counts[:_HALF]))
 
-    def cdf(self, low: float = -np.inf, high: float = np.inf) -> Cdf:
-        """The cumulative distribution over the cells of `ordered`, whose borders are moved into [low, high]."""
-        return Cdf(_edges().clip(low, high), np.concatenate(([0], np.cumsum(self.ordered()))))
+    def cdf(self, low: float | None = None, high: float | None = None) -> Cdf:
+        """The cumulative distribution over the cells of `ordered`.
+
+        low, high: the least and greatest value, where they are known; the outermost cells then begin and end there.
+        """
+        edges = _edges()
+        if low is not None and high is not None:
+            edges = edges.clip(low, high)
+            edges[0], edges[-1] = low, high
+        return Cdf(edges, np.concatenate(([0], np.cumsum(self.ordered()))))
 
     def quantile(self, q: ArrayLike) -> Any:
         """The value below which a share `q` of the finite values lies, within a bin's width of `numpy.quantile`.
@@ -142,11 +153,11 @@ class Sketch(Monoid, Datum):
         return cls(counts, *(int(number) for number in arrays["apart"]))
 
 
-def cells(x: torch.Tensor, finite: torch.Tensor | None = None) -> torch.Tensor:
-    """The cell of each element of a float32 or float64 tensor, int32 of the same shape: its bin, or after the bins
-    0, NaN, +∞, −∞.
+def cells(x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """The cell of each element of a float32 or float64 tensor, int32 of the same shape.
 
-    finite: which elements are finite; None when all are.
+    The cells are the bins of `Sketch.counts`, and after them exact zeros of either sign, NaN, +∞, −∞.
+    kept: which elements are finite; None when all are.
     """
     import torch
 
@@ -157,18 +168,18 @@ def cells(x: torch.Tensor, finite: torch.Tensor | None = None) -> torch.Tensor:
     cell = (magnitude >> (mantissa - 4)).clamp_(first, first + _HALF - 1).sub_(first - BINS)
     cell.add_(magnitude.clamp_(max=1), alpha=-BINS)  # back among the bins, but for zeros
     cell.add_((bits >> (8 * bits.itemsize - 1)).bitwise_and_(_HALF))
-    if finite is not None:
+    if kept is not None:
         infinite = torch.where(x > 0, BINS + 2, BINS + 3)
-        cell = cell.where(finite, infinite.where(x == x, BINS + 1))
+        cell = cell.where(kept, infinite.where(x == x, BINS + 1))
     return cell.to(torch.int32)
 
 
-def tally(rows: torch.Tensor, finite: torch.Tensor | None = None) -> torch.Tensor:
+def tally(rows: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
     """How many elements of each row (R, n), float32 or float64, fall in each of the `cells`: int64 (R, CELLS)."""
     import torch
 
     count = len(rows)
-    cell = cells(rows, finite)
+    cell = cells(rows, kept)
     cell.add_(torch.arange(0, count * CELLS, CELLS, dtype=torch.int32, device=rows.device)[:, None])
     return torch.bincount(cell.view(-1), minlength=count * CELLS).view(count, CELLS)
 

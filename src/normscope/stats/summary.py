@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import fsum, nan, sqrt
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,9 @@ class Summary(Monoid, Datum):
         Channels are kept when both have them; a summary of nothing changes nothing. Raises `ShapeError` when both
         have channels, but not as many.
         """
-        if self.size == 0 or other.size == 0:
-            return other if self.size == 0 else self
+        for one, another in ((self, other), (other, self)):
+            if one.size == 0 and one.channels is None:
+                return another
         return Summary(
             self.moments + other.moments,
             self.sketch + other.sketch,
@@ -86,7 +87,7 @@ class Summary(Monoid, Datum):
     @property
     def rms(self) -> float:
         """The root of the mean square of the finite values; NaN when there are none."""
-        return sqrt(fsum((self.mean**2, float(self.moments.var))))
+        return float(np.hypot(self.mean, self.std))
 
     def cdf(self) -> Cdf:
         """The cumulative distribution that the sketch tells, with its outermost bins cut at the range."""

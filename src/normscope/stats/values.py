@@ -34,16 +34,13 @@ def exact(x: torch.Tensor) -> torch.Tensor:
     """`x` as float32 where that holds every number of its type, otherwise as float64; `x` itself where it can be.
 
     float16, bfloat16, float8, bool and integers of up to 16 bits become float32. Of 64-bit integers, those beyond
-    ±2⁵³ are rounded.
+    ±2⁵³ are rounded. What lies on a device without float64 (MPS) comes to the CPU.
     """
-    return x.to(exact_dtype(x.dtype))
-
-
-def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that `exact` gives for `dtype`."""
     import torch
 
-    return torch.float32 if dtype.itemsize <= 2 or dtype == torch.float32 else torch.float64
+    if x.device.type == "mps":
+        x = x.cpu()
+    return x.to(torch.float32 if x.dtype.itemsize <= 2 or x.dtype == torch.float32 else torch.float64)
 
 
 def finite(x: torch.Tensor) -> torch.Tensor | None:
