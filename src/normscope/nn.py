@@ -22,6 +22,7 @@ from normscope.norms.combined import BatchChannelNorm, SwitchableNorm
 from normscope.norms.cosine import CosineConv1d, CosineConv2d, CosineConv3d, CosineLinear
 from normscope.norms.evonorm import EvoNormB0, EvoNormS0
 from normscope.norms.module import Norm, build
+from normscope.norms.recurrent import GRU, LSTM, RNN
 from normscope.norms.reparametrize import (
     centered_weight_norm,
     cosine,
@@ -30,9 +31,13 @@ from normscope.norms.reparametrize import (
     weight_standardization,
 )
 from normscope.norms.sample import DynamicTanh, FilterResponseNorm, LocalResponseNorm, PositionalNorm
+from normscope.norms.temporal import TemporalBatchNorm
 from normscope.norms.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "BatchChannelNorm",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -64,6 +69,7 @@ __all__ = [
     "RMSNorm",
     "SwitchableNorm",
     "SyncBatchNorm",
+    "TemporalBatchNorm",
     "build",
     "centered_weight_norm",
     "cosine",

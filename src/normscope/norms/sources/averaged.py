@@ -52,19 +52,22 @@ class Running(Given):
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""
         at_once = spec.unbiased and self.averages and spec.accumulate == 1
-        mean, var = _per_channel(seen.mean), _per_channel(seen.unbiased if at_once else seen.var)
+        mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased if at_once else seen.var, seen)
         kept = (mean + var).isfinite().all()
         count = seen.size
         if isinstance(count, Tensor):
+            covered = count > 0  # one for all, or one a channel where a mask counts positions apart
+            kept = kept & (covered.expand_as(seen.mean).any(0).flatten() if count.numel() > 1 else covered.reshape(()))
             count = count.double().mean()
-            kept = kept & (count > 0)
-        state["num_batches_skipped"].add_(~kept)
+        some = kept.any() if kept.ndim else kept
+        state["num_batches_skipped"].add_(~some)
         if spec.accumulate > 1:
             (mean, var, count), kept = _accumulated(state, spec, Statistics(mean, var, count), kept)
             if spec.unbiased and self.averages:
                 var = Statistics(mean, var, count).unbiased
+            some = kept
         if "N" in spec.over:  # torch's InstanceNorm holds the count and does not count
-            state["num_batches_tracked"].add_(kept)
+            state["num_batches_tracked"].add_(some)
         self.blend(state, spec, Statistics(mean, var, count), kept)
 
     def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
@@ -111,9 +114,14 @@ def _merged(one: Statistics, other: Statistics) -> Statistics:
     return Statistics(one.mean + delta * share, var, total)
 
 
-def _per_channel(values: Tensor) -> Tensor:
+def _per_channel(values: Tensor, seen: Statistics) -> Tensor:
     """One value a channel, (C,); those of single samples are averaged, as torch's InstanceNorm does."""
-    return (values.mean(0) if values.shape[0] > 1 else values).flatten()
+    if values.shape[0] == 1:
+        return values.flatten()
+    if isinstance(seen.size, int):
+        return values.mean(0).flatten()
+    counted = (seen.size > 0).to(values.dtype)
+    return ((values * counted).sum(0) / counted.sum(0).clamp(min=1)).flatten()
 
 
 def _accumulated(

@@ -46,7 +46,7 @@ class Synchronized(Measured):
         total = sums[1].clamp(min=1)
         center = sums[0] / total
         squares = torch.where(some, (var + (mean - center).square()) * count, 0.0)
-        return Statistics(center, _AllReduce.apply(squares, call.group) / total, sums[1].detach())
+        return Statistics(center, _AllReduce.apply(squares, call.group) / total, sums[1].detach().amax())
 
 
 class _AllReduce(torch.autograd.Function):

@@ -1,0 +1,106 @@
+"""Batch normalization of sequences, with statistics of each time step (Cooijmans et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.norms.sources import Call, initial_state, run, teach
+from normscope.terms.catalog import CATALOG
+from normscope.terms.errors import ShapeError
+
+
+class TemporalBatchNorm(nn.Module):
+    """Batch normalization of (T, N, C), each time step by its own statistics, all by one weight and bias.
+
+    Steps past `max_steps` are normalized by their own batch while training and teach nothing; at inference they use
+    the statistics of the last step that was kept (Cooijmans et al. 2017, section 3.2).
+
+    Args:
+        num_features: C.
+        max_steps: how many time steps keep statistics.
+        eps: the guard of the division.
+        momentum: the weight of the newest batch in the running statistics.
+        gain: the starting weight; 0.1 keeps tanh in its linear part (section 4 of the paper).
+        bias: whether there is a learned bias.
+        batch_first: whether sequences are (N, T, C).
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Raises:
+        ShapeError: at a call, the input is no sequence of C features.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        max_steps: int = 100,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        gain: float = 0.1,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.max_steps, self.gain, self.batch_first = num_features, max_steps, gain, batch_first
+        self._step = CATALOG["BatchNorm"].but(eps=eps, momentum=momentum)
+        self._sequence = self._step.but(over="N", layout="channels_last")
+        self.weight = nn.Parameter(torch.full((num_features,), gain, device=device, dtype=dtype))
+        zeros = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", zeros)
+        for name, value in initial_state(self._step, num_features).items():
+            kind = dtype if value.is_floating_point() else None
+            values = value.to(device=device, dtype=kind).expand(max_steps, *value.shape).clone()
+            self.register_buffer(name, values, persistent=name != "num_batches_skipped")
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The normalized sequence; mask (T, N), or (N, T) with `batch_first`: True steps are counted."""
+        if input.ndim != 3 or input.shape[-1] != self.channels:
+            raise ShapeError(
+                "TemporalBatchNorm was given an input that is no sequence of its features.",
+                found={"input": tuple(input.shape), "features": self.channels},
+                because="it normalizes each time step of (T, N, C)",
+                do=f"pass ({'N, T' if self.batch_first else 'T, N'}, {self.channels})",
+            )
+        if not self.batch_first:
+            input, mask = input.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+        used = self._of_batch(input, mask) if self.training else self._kept(input)
+        sigma = root(used.var, self._sequence)
+        y = scale_and_shift(input, self._sequence, used.mean, sigma, self.weight, self.bias, mask)
+        return y if self.batch_first else y.transpose(0, 1)
+
+    def at(self, input: Tensor, step: int, mask: Tensor | None = None) -> Tensor:
+        """One time step, (N, C), by itself; mask (N,)."""
+        if self.training and step >= self.max_steps:
+            spec = self._step.but(infer_from="batch")
+            return run(Call(input, spec, self.weight, self.bias, None, mask), True)
+        state = {name: buffer[min(step, self.max_steps - 1)] for name, buffer in self.named_buffers()}
+        return run(Call(input, self._step, self.weight, self.bias, state, mask), self.training)
+
+    def _of_batch(self, input: Tensor, mask: Tensor | None) -> Statistics:
+        seen = measure(input, self._sequence, mask)
+        steps = min(input.shape[1], self.max_steps)
+        size = seen.size if isinstance(seen.size, int) else seen.size[:, :steps]
+        state = {name: buffer[:steps] for name, buffer in self.named_buffers()}
+        state |= {name: state[name].view(-1) for name in ("running_mean", "running_var")}
+        teach(state, self._sequence, Statistics(seen.mean[:, :steps], seen.var[:, :steps], size))
+        return seen
+
+    def _kept(self, input: Tensor) -> Statistics:
+        steps = torch.arange(input.shape[1], device=input.device).clamp(max=self.max_steps - 1)
+        mean, var = (
+            wide(self.get_buffer(name))[steps].view(1, -1, self.channels, 1) for name in ("running_mean", "running_var")
+        )
+        return Statistics(mean, var, 0)
+
+    def extra_repr(self) -> str:
+        """The features and the time limit."""
+        return f"{self.channels}, max_steps={self.max_steps}, batch_first={self.batch_first}"
