@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+_MODULES = torch.nn.Module.__call__.__code__.co_filename
+
 
 def loss_in_backward(thread: int) -> torch.Tensor | None:
     """The scalar whose backward pass runs in `thread` (an identifier of `threading`), detached; None without one.
@@ -32,6 +34,15 @@ def calling_scaler() -> torch.amp.GradScaler | None:
     frame = next(_calls(torch.amp.GradScaler.step, sys._getframe()), None)
     scaler = frame.f_locals.get("self") if frame is not None else None
     return scaler if isinstance(scaler, torch.amp.GradScaler) else None
+
+
+def kwargs_of_call() -> dict[str, Any]:
+    """The keyword arguments of the module call whose hook is running, which torch's global hooks are not told."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != _MODULES:
+        frame = frame.f_back
+    found = frame.f_locals.get("kwargs") if frame is not None else None
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _calls(function: Any, frame: FrameType | None) -> Iterator[FrameType]:

@@ -205,6 +205,20 @@ class Watcher:
         ]
         self._guard("note", self._tell_ownership, optimizer)
 
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether an optimizer's steps are counted."""
+        return self._optimizer is not None
+
+    @property
+    def parameters(self) -> set[int]:
+        """The identities of the trainable parameters."""
+        return {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
+
+    def joined(self, compiled: bool, args: Any, kwargs: Any) -> None:
+        """Say that the model is being called now, where its hooks came too late for this call."""
+        self._forward_begins(compiled, self._model, args, kwargs)
+
     def crashed(self, error: BaseException) -> None:
         """Keep what ended the training."""
         text = f"At step {self._step} the training ended with {type(error).__name__}: {error}"

@@ -1,0 +1,104 @@
+"""`run`: an unchanged training script under watch. What it prints, its arguments and its exit code are as without."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.machinery
+import io
+import os
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from normscope.terms.errors import RecordError
+from normscope.watch.discovery import Discovery
+from normscope.watch.session import Every
+
+INTERRUPTED = 130  # what a shell reports of a process that an interrupt ended
+
+
+def run(
+    script: str | os.PathLike[str],
+    args: Sequence[str] = (),
+    path: str | os.PathLike[str] = "runs/script",
+    *,
+    budget: float = 0.01,
+    every: Every = "auto",
+) -> int:
+    """Run `script` as ``python script args…`` would, with every training in it watched; its exit code.
+
+    An exception that the script does not catch is printed as Python prints it, without a frame of ours, and is kept in
+    the record; so is an interrupt.
+
+    Args:
+        script: the file to run.
+        args: its arguments.
+        path: the run directory; several models have a folder each below it (see `Discovery`).
+        budget: the share of the run's time that watching may take.
+        every: when to sample, as in `watch`.
+
+    Raises:
+        RecordError: `path` is a file.
+    """
+    if Path(path).is_file():
+        raise RecordError(
+            "A record was to be written where a file is.",
+            found=f"`{path}` is a file",
+            because="a record is a directory, with one file for each process of the run",
+            do="give another place with --path",
+        )
+    try:
+        with io.open_code(os.fspath(Path(script).absolute())) as file:
+            source = file.read()
+    except OSError as error:
+        print(f"normscope: can't open file {os.fspath(script)!r}: {error.strerror}", file=sys.stderr)
+        return 2
+    with _as_main(os.fspath(script), args) as names, Discovery(path, budget=budget, every=every) as discovery:
+        error = _outcome(source, os.fspath(script), names)
+        if error is None or isinstance(error, SystemExit):
+            return _exit_code(error.code if error is not None else None)
+        discovery.crashed(error)
+    sys.stdout.flush()
+    sys.excepthook(type(error), error, error.__traceback__)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+@contextmanager
+def _as_main(script: str, args: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Inside, the process looks as if Python had been started with `script`; the names of its ``__main__``."""
+    main = types.ModuleType("__main__")
+    loader = importlib.machinery.SourceFileLoader("__main__", script)
+    main.__dict__.update(__file__=script, __builtins__=builtins, __loader__=loader, __spec__=None, __cached__=None)
+    kept = sys.modules.get("__main__"), list(sys.argv), list(sys.path)
+    sys.modules["__main__"] = main
+    sys.argv[:] = [script, *args]
+    sys.path[:1] = [str(Path(script).absolute().parent)]
+    try:
+        yield main.__dict__
+    finally:
+        sys.argv[:], sys.path[:] = kept[1], kept[2]
+        if kept[0] is not None:
+            sys.modules["__main__"] = kept[0]
+
+
+def _outcome(source: bytes, script: str, names: dict[str, Any]) -> BaseException | None:
+    """What the script raised, with the traceback from its own first frame on."""
+    try:
+        exec(compile(source, script, "exec"), names)
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        error.__traceback__ = trace
+        return error
+    return None
+
+
+def _exit_code(code: Any) -> int:
+    if code is None or isinstance(code, int):
+        return int(code or 0)
+    print(code, file=sys.stderr)
+    return 1
