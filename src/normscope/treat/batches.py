@@ -17,8 +17,8 @@ def batches(data: Any, model: nn.Module) -> Iterator[Probe]:
     """The batches of `data`, each on the device of `model`.
 
     A tensor, a mapping, a tuple or a `Probe` is one batch, by the convention of `Probe.of`; any other iterable holds
-    batches. A list of tensors is one batch, as a loader collates it, when its tensors do not agree in all sizes but
-    the first (inputs and targets); when they agree it is a list of batches.
+    batches. A list of tensors is one batch, as a loader collates it, when their dtypes or their numbers of axes differ
+    (inputs and targets), or when there are two of one length and of different shapes; else it is a list of batches.
 
     Raises:
         DataError: `data` is no batch and no iterable of batches.
@@ -59,9 +59,11 @@ def device_of(model: nn.Module) -> torch.device | None:
 def _is_batch(data: Any) -> bool:
     if isinstance(data, Tensor | Mapping | tuple | Probe | PackedSequence):
         return True
-    if not isinstance(data, list) or not all(isinstance(item, Tensor) for item in data):
+    if not isinstance(data, list) or not all(isinstance(item, Tensor) and item.ndim for item in data):
         return False
-    return len({item.shape[1:] for item in data}) > 1 or len({item.is_floating_point() for item in data}) > 1
+    kinds = {(item.dtype, item.ndim) for item in data}
+    pair = len(data) == 2 and len(data[0]) == len(data[1]) and data[0].shape != data[1].shape
+    return len(kinds) > 1 or pair
 
 
 def _iterated(data: Any) -> Iterable[Any]:

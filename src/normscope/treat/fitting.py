@@ -64,8 +64,8 @@ def fitted(spec: NormSpec, channels: int, layout: Layout, *, positions: bool = T
 
 def words(spec: NormSpec, channels: int) -> str:
     """The norm as one reads it: ``GroupNorm(15 groups of 2)``."""
-    if spec.groups > 1:
-        return f"GroupNorm({spec.groups} groups of {channels // spec.groups})"
+    if spec.over == frozenset("CS") and spec.center:
+        return f"GroupNorm({spec.groups} group{'s' * (spec.groups > 1)} of {channels // spec.groups})"
     return f"{name_of(spec)}({channels})"
 
 
