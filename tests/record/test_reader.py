@@ -205,6 +205,16 @@ def test_each_question_sees_what_was_last_flushed(run, summary):
     assert record.complete
 
 
+def test_a_file_that_rests_is_opened_once(small, monkeypatch):
+    opened = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: opened.append(args) or connect(*args, **kwargs))
+    record = Record(small)
+    for _ in range(5):
+        record.series("fc", "mean")
+    assert len(opened) == 1
+
+
 def test_a_rank_that_begins_later_is_seen(run, summary):
     with Writer(run) as first:
         record = Record(run)

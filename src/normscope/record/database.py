@@ -54,7 +54,9 @@ class Database:
         now = self._state()
         if self._opened is None or self._opened[0] != now:
             self._close()
-            self._opened = now, self._open()
+            connection = self._open()
+            # SQLite itself may have laid an empty log beside the file, which is no change.
+            self._opened = (*now[:2], *self._state()[2:]), connection
         return self._opened[1]
 
     def _state(self) -> tuple[Any, ...]:
