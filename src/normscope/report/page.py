@@ -1,0 +1,85 @@
+"""The report of a run: the tree of its parts, and the page written from it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+from normscope import __version__
+from normscope.record.reader import Record
+from normscope.report import findings, html, run, trials, views
+from normscope.report.parts import Page
+from normscope.report.snapshot import Snapshot
+from normscope.report.words import Words, load
+from normscope.terms.errors import DataError
+from normscope.terms.finding import SEVERITIES, Diagnosis
+
+
+def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lang: str = "en") -> Path:
+    """Write the page of a run: one HTML file that asks nothing of the network. It appears whole or not at all.
+
+    Args:
+        record: the run, which may still be growing.
+        diagnosis: its findings.
+        out: the file to write; its folder is made.
+        lang: ``"en"`` or ``"zh"``.
+
+    Raises:
+        DataError: `out` is a directory.
+        UnknownNameError: the report does not speak `lang`.
+        MissingExtraError: altair or vl-convert is not installed.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise DataError(
+            "A report was to be written to a directory.",
+            found=f"`{path}` is a directory",
+            because="the report is one HTML file",
+            do=f"give a file, such as `{path / 'report.html'}`",
+        )
+    told = html.paint(tree(record, diagnosis, lang=lang))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(told)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def tree(record: Record | None, diagnosis: Diagnosis, *, lang: str = "en") -> Page:
+    """The report as a tree of parts; of a model at rest, without a record, the findings alone.
+
+    Raises:
+        UnknownNameError: the report does not speak `lang`.
+    """
+    words, now = load(lang), Snapshot(record)
+    sections = [findings.section(now, diagnosis, words)]
+    if record is not None:
+        sections += trials.sections(now, words)
+        sections += [section(now, diagnosis, words) for section in views.SECTIONS]
+        sections.append(run.section(record, diagnosis, words))
+    return Page(
+        lang=lang,
+        heading=diagnosis.subject or (record.path.name if record else words("page.untitled")),
+        run=run.sentence(now, words),
+        verdict=_verdict(diagnosis, words),
+        severity=diagnosis[0].severity if diagnosis else None,
+        sections=tuple(sections),
+        foot=words("page.foot", version=__version__),
+    )
+
+
+def _verdict(diagnosis: Diagnosis, words: Words) -> str:
+    """How many findings of each severity, and which to treat first."""
+    primary = diagnosis.primary
+    if primary is None:
+        return words.counted("verdict.healthy", len(diagnosis.rules))
+    counts = {name: sum(finding.severity == name for finding in diagnosis) for name in SEVERITIES}
+    told = words("list.comma").join(words.counted(f"severity.{name}", n) for name, n in counts.items() if n)
+    return words("verdict.sick", counts=told, name=findings.ailment(primary, words), code=primary.code)

@@ -1,0 +1,92 @@
+"""The facts of a run: how long, how much was sampled, on what machine, and what happened on the way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from normscope.record.reader import Record
+from normscope.report.numbers import count, number, percent
+from normscope.report.parts import Facts, Paragraph, Part, Section, Table
+from normscope.report.snapshot import Snapshot
+from normscope.report.thin import thin
+from normscope.report.words import Words
+from normscope.terms.finding import Diagnosis
+
+EVENTS = 40  # rows of the list of events
+
+
+def sentence(run: Snapshot, words: Words) -> str:
+    """How far the run came and what was looked at."""
+    record = run.record
+    if record is None:
+        return words("run.model")
+    steps = record.steps
+    if not len(steps):
+        told = words("run.no_steps")
+    else:
+        told = words(
+            "run.sentence", last=count(int(steps[-1])), sampled=count(len(steps)), layers=count(len(run.layers))
+        )
+    return told if record.complete else words("list.sentence").join((told, words("run.incomplete")))
+
+
+def section(record: Record, diagnosis: Diagnosis, words: Words) -> Section:
+    """Everything about the run that is no measurement of the network."""
+    meta = record.meta
+    parts: list[Part] = [Facts(_figures(record, diagnosis, words), headline=True)]
+    rows = tuple(
+        (words.named("meta", key), _shown(value)) for key, value in meta.items() if value not in (None, "", [], {})
+    )
+    parts += [Facts(rows)] if rows else []
+    parts += _events(record, words)
+    return Section("run", words("run"), tuple(parts))
+
+
+def _figures(record: Record, diagnosis: Diagnosis, words: Words) -> tuple[tuple[str, str], ...]:
+    steps = record.steps
+    rows = [
+        (words("figure.steps"), count(int(steps[-1])) if len(steps) else "0"),
+        (words("figure.sampled"), count(len(steps))),
+        (words("figure.sites"), count(len(record.sites))),
+        (words("figure.rules"), count(len(diagnosis.rules))),
+    ]
+    overhead = record.series(None, "overhead").values
+    if len(overhead):
+        rows.append((words("figure.overhead"), percent(float(overhead[-1]))))
+    dropped = sum(event.kind == "dropped" for event in record.events)
+    rows.append((words("figure.dropped"), count(dropped)))
+    return tuple(rows)
+
+
+def _events(record: Record, words: Words) -> list[Part]:
+    events = record.events
+    if not events:
+        return [Paragraph(words("events.none"), quiet=True)]
+    kinds = Counter(event.kind for event in events)
+    told = words("list.comma").join(
+        words("events.kind", kind=words.named("event", kind), n=count(n)) for kind, n in kinds.items()
+    )
+    rows = tuple(
+        ("" if event.step is None else count(event.step), words.named("event", event.kind), event.text)
+        for event in thin(events, EVENTS, keep=[event for event in events if event.kind in ("crash", "fault")])
+    )
+    columns = (words("step"), words("events.what"), words("events.text"))
+    more = [Paragraph(words("thinned", shown=EVENTS, n=count(len(events))), quiet=True)] if len(events) > EVENTS else []
+    return [Paragraph(words("events", kinds=told)), Table(columns, rows, numeric=(0,)), *more]
+
+
+def _shown(value: Any) -> str:
+    """A value of the record's meta data in one line."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return json.dumps(value, ensure_ascii=False)

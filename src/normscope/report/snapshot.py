@@ -1,0 +1,132 @@
+"""A record as it stands when the report begins: every place and every series is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from normscope.record.reader import Record
+from normscope.report.parts import Values
+from normscope.report.thin import finite, thin
+from normscope.stats.summary import Summary
+from normscope.terms.errors import UnknownNameError
+from normscope.terms.site import Site
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One quantity at one place over the steps, and of which source; None where it was not finite."""
+
+    label: str
+    depth: int
+    source: str
+    steps: tuple[int, ...]
+    values: Values
+
+    @cached_property
+    def known(self) -> tuple[tuple[int, float], ...]:
+        """The steps with a finite value."""
+        return tuple((step, value) for step, value in zip(self.steps, self.values) if value is not None)
+
+    def thinned(self, limit: int) -> Reading:
+        """At most `limit` of the steps."""
+        at = thin(range(len(self.steps)), limit)
+        steps, values = tuple(self.steps[place] for place in at), tuple(self.values[place] for place in at)
+        return Reading(self.label, self.depth, self.source, steps, values)
+
+
+class Snapshot:
+    """What the report reads of `record`; of a model at rest, which has none, nothing."""
+
+    def __init__(self, record: Record | None) -> None:
+        self.record = record
+        self._readings: dict[tuple[str, str], Reading] = {}
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every tensor, in execution order; those that were never seen to run come last."""
+        sites = () if self.record is None else self.record.sites
+        return tuple(sorted(sites, key=lambda site: (site.depth < 0, site.depth, site.call, site.name)))
+
+    @cached_property
+    def places(self) -> tuple[Site, ...]:
+        """One tensor for each call of a module, its output where that was recorded, in execution order."""
+        chosen: dict[tuple[str, int], Site] = {}
+        for site in sorted(self.sites, key=lambda site: (site.what != "output", bool(site.name))):
+            chosen.setdefault((site.path, site.call), site)
+        return tuple(sorted(chosen.values(), key=self.sites.index))
+
+    @cached_property
+    def layers(self) -> tuple[Site, ...]:
+        """The output of every norm, producer and activation, in execution order."""
+        return tuple(site for site in self.places if site.what == "output" and site.role != "other")
+
+    @cached_property
+    def carriers(self) -> Mapping[str, tuple[Site, ...]]:
+        """For each quantity the places that have it, in execution order."""
+        found: dict[str, list[Site]] = {}
+        for site in self.places:
+            for quantity in self.record.quantities(site) if self.record is not None else ():
+                found.setdefault(quantity, []).append(site)
+        return {quantity: _where_it_tells(quantity, sites) for quantity, sites in found.items()}
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        return {site.key: label(site) for site in self.sites}
+
+    def label(self, key: str) -> str:
+        """The place of a site's key, or of a module's path, as people say it."""
+        try:
+            site = Site.parse(key)
+        except UnknownNameError:
+            return key
+        return self._labels.get(site.key) or label(site)
+
+    def at(self, key: str) -> Site | None:
+        """The site of that key, or the place of that path."""
+        return next((site for site in (*self.sites, *self.places) if key in (site.key, site.path)), None)
+
+    def reading(self, site: Site | str | None, quantity: str) -> Reading:
+        """One quantity at one site over the steps; without steps where the record has none."""
+        key = site.key if isinstance(site, Site) else site or ""
+        if (key, quantity) not in self._readings:
+            self._readings[key, quantity] = self._read(site, quantity)
+        return self._readings[key, quantity]
+
+    def _read(self, site: Site | str | None, quantity: str) -> Reading:
+        try:
+            series = self.record.series(site, quantity) if self.record is not None else None
+        except UnknownNameError:
+            series = None
+        if series is None or np.ndim(series.values) != 1:
+            return Reading("", -1, "", (), ())
+        named = series.site
+        place = (label(named), named.depth) if named else ("", -1)
+        return Reading(*place, series.source, tuple(series.steps.tolist()), finite(series.values.tolist()))
+
+    def summaries(self, site: Site, limit: int) -> list[tuple[int, Summary]]:
+        """The summaries of a tensor at `limit` of its steps, all from one source."""
+        if self.record is None:
+            return []
+        read = self.reading(site, "mean")
+        steps = thin(read.steps, limit)
+        if len(read.steps) <= 2 * limit:  # one question for all is quicker than one for each
+            return [(step, summary) for step, summary in self.record.summaries(site, read.source) if step in set(steps)]
+        asked = ((step, self.record.summary(site, step, read.source)) for step in steps)
+        return [(step, summary) for step, summary in asked if summary is not None]
+
+
+def label(site: Site) -> str:
+    """A place as people say it: with the parameter where there is one, with the kind where the name is but a number."""
+    place = site.place + (f"@{site.name}" if site.name else "")
+    return f"{place} {site.kind}" if site.kind and site.path.rpartition(".")[2].isdigit() else place
+
+
+def _where_it_tells(quantity: str, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Saturation is of the activation; what feeds one would only say it again."""
+    sites = tuple(sites)
+    activations = tuple(site for site in sites if site.role == "activation")
+    return activations if quantity == "saturated" and activations else sites

@@ -1,0 +1,362 @@
+"""The tree of parts as text: tables that fit the terminal, curves as rows of blocks, no colors unless asked for.
+
+Everything in a record is a stranger's data: control characters, which could drive the terminal, are made visible.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+from normscope.record.reader import Record
+from normscope.report.numbers import amount, count
+from normscope.report.page import tree
+from normscope.report.parts import (
+    Axis,
+    Bands,
+    Card,
+    Choice,
+    Code,
+    Curves,
+    Facts,
+    HeatMap,
+    Intervals,
+    Labelled,
+    Names,
+    Page,
+    Paragraph,
+    Part,
+    Profile,
+    Row,
+    Section,
+    Table,
+    Values,
+)
+from normscope.report.thin import thin
+from normscope.report.words import Words, load
+from normscope.terms.finding import Diagnosis
+
+WIDTH = 80
+ROWS = 12  # rows of one chart
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_GAP = "·"
+_COLORS = {"error": "31", "warning": "33", "note": "34", "heading": "1", "quiet": "2"}
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def show(
+    record: Record | None,
+    diagnosis: Diagnosis,
+    *,
+    width: int | None = None,
+    lang: str = "en",
+    color: bool = False,
+) -> str:
+    """The report of a run as text.
+
+    Args:
+        record: the run; None for a model at rest, of which there are findings alone.
+        diagnosis: its findings.
+        width: columns of a line; the terminal's when left out, 80 where there is none.
+        lang: ``"en"`` or ``"zh"``.
+        color: whether severities and headings are colored, with ANSI sequences.
+
+    Raises:
+        UnknownNameError: the report does not speak `lang`.
+    """
+    room = max(40, width or shutil.get_terminal_size((WIDTH, 24)).columns)
+    return paint(tree(record, diagnosis, lang=lang), width=room, color=color)
+
+
+def paint(page: Page, *, width: int = WIDTH, color: bool = False) -> str:
+    """The tree as text, ending in a line break."""
+    brush = Brush(width, load(page.lang), color)
+    lines = [
+        brush.lit(plain(page.heading), "heading"),
+        *brush.wrapped(page.verdict, page.severity or ""),
+        *brush.wrapped(page.run, "quiet"),
+    ]
+    for section in page.sections:
+        lines += ["", *_part(section, brush)]
+    return "\n".join([*(line.rstrip() for line in lines), ""])
+
+
+@dataclass(frozen=True)
+class Brush:
+    """How wide a line is, in which language, and whether there are colors."""
+
+    width: int
+    words: Words
+    color: bool
+
+    def lit(self, text: str, role: str) -> str:
+        """`text` in the color of its role."""
+        return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if self.color and role in _COLORS else text
+
+    def wrapped(self, text: str, role: str = "") -> list[str]:
+        """`text` in lines that fit."""
+        return [self.lit(line, role) for line in _wrap(plain(text), self.width)]
+
+    def narrower(self, columns: int) -> Brush:
+        """The same with less room."""
+        return Brush(self.width - columns, self.words, self.color)
+
+
+def plain(text: str) -> str:
+    """`text` without what could drive a terminal."""
+    return _UNSEEN.sub("\ufffd", text)
+
+
+@singledispatch
+def _part(part: Part, brush: Brush) -> list[str]:
+    raise TypeError(f"a terminal has no way to show {type(part).__name__}")
+
+
+@_part.register
+def _(part: Section, brush: Brush) -> list[str]:
+    lines = [brush.lit(part.heading, "heading"), "─" * min(_columns(part.heading), brush.width)]
+    for place, inner in enumerate(part.parts):
+        lines += ([""] if place else []) + _part(inner, brush)
+    return lines
+
+
+@_part.register
+def _(part: Paragraph, brush: Brush) -> list[str]:
+    return brush.wrapped(part.text, "quiet" if part.quiet else "")
+
+
+@_part.register
+def _(part: Code, brush: Brush) -> list[str]:
+    return ["    " + plain(line) for line in part.text.splitlines()]
+
+
+@_part.register
+def _(part: Facts, brush: Brush) -> list[str]:
+    name_width = min(max((_columns(name) for name, _ in part.rows), default=0), brush.width // 3)
+    lines = []
+    for name, value in part.rows:
+        told = _wrap(plain(value), brush.width - name_width - 2) or [""]
+        lines += [f"{_fit(head, name_width)}  {line}" for head, line in zip([name] + [""] * len(told), told)]
+    return lines
+
+
+@_part.register
+def _(part: Table, brush: Brush) -> list[str]:
+    rows = [part.columns, *part.rows]
+    widths = [max(_columns(plain(row[at])) for row in rows) for at in range(len(part.columns))]
+    spare = sum(widths) + 2 * (len(widths) - 1) - brush.width
+    widest = max(range(len(widths)), key=widths.__getitem__)
+    widths[widest] = max(8, widths[widest] - max(0, spare))
+    lines = [
+        "  ".join(_fit(row[at], widths[at], right=at in part.numeric) for at in range(len(widths))) for row in rows
+    ]
+    return [lines[0], "─" * min(brush.width, sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+
+
+@_part.register
+def _(part: Names, brush: Brush) -> list[str]:
+    return brush.wrapped(f"{part.label}: {', '.join(part.names)}")
+
+
+@_part.register
+def _(part: Labelled, brush: Brush) -> list[str]:
+    return [
+        brush.lit(part.label, "quiet"),
+        *_indented([line for inner in part.parts for line in _part(inner, brush.narrower(2))]),
+    ]
+
+
+@_part.register
+def _(part: Row, brush: Brush) -> list[str]:
+    return [line for at, inner in enumerate(part.parts) for line in ([""] if at else []) + _part(inner, brush)]
+
+
+@_part.register
+def _(part: Card, brush: Brush) -> list[str]:
+    head = f"{brush.lit(part.tag, part.severity)}  {brush.lit(part.heading, 'heading')}  {part.code}"
+    inner = brush.narrower(2)
+    links = [Paragraph(" · ".join(label for label, _ in part.links), quiet=True)] if part.links else []
+    body = [*part.lead, *links, *([part.chart] if part.chart else []), *part.body]
+    lines = [line for piece in body for line in _part(piece, inner)]
+    return [head, *_indented([*inner.wrapped(part.aside, "quiet"), *lines])]
+
+
+@_part.register
+def _(part: Choice, brush: Brush) -> list[str]:
+    (_, shown), *others = part.options
+    lines = _part(shown, brush)
+    if others:
+        lines += brush.wrapped(brush.words("terminal.others", n=count(len(others)), label=part.label), "quiet")
+    return lines
+
+
+# charts ---------------------------------------------------------------------------------------------------------------
+
+
+@_part.register
+def _(part: Curves, brush: Brush) -> list[str]:
+    rows = [(curve.group, curve.y) for curve in part.curves if not curve.faint]
+    return _chart(part.title, part.note, rows, part.y, brush)
+
+
+@_part.register
+def _(part: HeatMap, brush: Brush) -> list[str]:
+    return _chart(part.title, part.note, list(zip(part.places, part.values)), part.color, brush)
+
+
+@_part.register
+def _(part: Bands, brush: Brush) -> list[str]:
+    rows = [(f"{100 * quantile:g}%", values) for quantile, values in zip(part.quantiles, part.values)]
+    return _chart(part.title, part.note, thin(rows[::-1], 5), part.y, brush)
+
+
+@_part.register
+def _(part: Profile, brush: Brush) -> list[str]:
+    scale = _scale([column.values for column in part.columns], part.x)
+    places = list(enumerate(part.places))
+    name_width = min(max(map(_columns, part.places), default=0), brush.width // 3)
+    several = len(part.columns) > 1
+    lines = brush.wrapped(part.title)
+    bar = max(8, (brush.width - name_width - 2) // len(part.columns) - 13)
+    if several:
+        heads = (f"{' ' * 2}{_fit(column.group, bar + 11)}" for column in part.columns)
+        lines.append(" " * name_width + "".join(heads))
+    for depth, place in thin(places, 2 * ROWS):
+        cells = ((column.values[depth], bar) for column in part.columns)
+        shown = "".join(
+            f"  {_bar(value, room, scale)} {_fit(amount(value, share=part.x.share), 10)}" for value, room in cells
+        )
+        lines.append(f"{_tail(place, name_width)}{shown}")
+    return [*lines, *_left_out(len(places), 2 * ROWS, brush), *_notes(part.note, brush)]
+
+
+@_part.register
+def _(part: Intervals, brush: Brush) -> list[str]:
+    rows = tuple(
+        (row.name, *(amount(value, share=part.x.share) for value in (row.value, row.low, row.high)))
+        for row in part.rows
+    )
+    columns = (part.x.title, brush.words("interval.value"), brush.words("interval.low"), brush.words("interval.high"))
+    return [
+        *brush.wrapped(part.title),
+        *_part(Table(columns, rows, numeric=(1, 2, 3)), brush),
+        *_notes(part.note, brush),
+    ]
+
+
+def _chart(title: str, note: str, rows: Sequence[tuple[str, Values]], axis: Axis, brush: Brush) -> list[str]:
+    """A sentence, then a row of blocks for each name with its first and last value, all on one scale."""
+    name_width = min(max((_columns(plain(name)) for name, _ in rows), default=0), brush.width // 3)
+    room = max(8, brush.width - name_width - 26)
+    scale = _scale([values for _, values in rows], axis)
+    lines = brush.wrapped(title)
+    for name, values in thin(rows, ROWS):
+        finite = [value for value in values if value is not None]
+        ends = f"{amount(finite[0], share=axis.share)} → {amount(finite[-1], share=axis.share)}" if finite else "–"
+        lines.append(
+            f"{_tail(name, name_width)}  {_fit(_sparkline(values, room, scale), min(room, len(values)))}  {ends}"
+        )
+    return [*lines, *_left_out(len(rows), ROWS, brush), *_notes(note, brush)]
+
+
+def _notes(note: str, brush: Brush) -> list[str]:
+    return brush.wrapped(note, "quiet") if note else []
+
+
+def _left_out(n: int, shown: int, brush: Brush) -> list[str]:
+    return brush.wrapped(brush.words("terminal.rows", shown=shown, n=count(n)), "quiet") if n > shown else []
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        """Where `value` lies between low (0) and high (1)."""
+        low, high, at = (math.log(end) if self.log else end for end in (self.low, self.high, value))
+        return (at - low) / (high - low) if high > low else 0.5
+
+
+def _scale(rows: Iterable[Values], axis: Axis) -> _Scale:
+    finite = [value for values in rows for value in values if value is not None and (value > 0 or not axis.log)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    return (
+        _Scale(min(low, 0.0), max(high, 1.0) if axis.share else high, False)
+        if not axis.log
+        else _Scale(low, high, True)
+    )
+
+
+def _sparkline(values: Values, room: int, scale: _Scale) -> str:
+    """One block a value, at most `room` of them.
+
+    >>> _sparkline((0.0, 0.5, None, 1.0), 8, _Scale(0, 1, False))
+    '▁▅·█'
+    """
+    return "".join(_GAP if value is None else _BLOCKS[_level(value, scale)] for value in thin(values, room))
+
+
+def _level(value: float, scale: _Scale) -> int:
+    if scale.log and value <= 0:
+        return 0
+    return min(len(_BLOCKS) - 1, max(0, round(scale(value) * (len(_BLOCKS) - 1) + 0.01)))
+
+
+def _bar(value: float | None, room: int, scale: _Scale) -> str:
+    if value is None or (scale.log and value <= 0):
+        return _fit(_GAP, room)
+    return _fit("█" * max(1, round(scale(value) * room)), room)
+
+
+# lines ----------------------------------------------------------------------------------------------------------------
+
+
+def _columns(text: str) -> int:
+    """How many columns `text` takes: two for a Chinese character, none for a combining one.
+
+    >>> _columns("层 1")
+    4
+    """
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else not unicodedata.combining(sign) for sign in text)
+
+
+def _fit(text: str, width: int, *, right: bool = False) -> str:
+    """`text` in exactly `width` columns, cut at the end."""
+    text = plain(text)
+    if _columns(text) > width:
+        while text and _columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    blank = " " * (width - _columns(text))
+    return blank + text if right else text + blank
+
+
+def _tail(text: str, width: int) -> str:
+    """`text` in exactly `width` columns, cut at the beginning: the end of a path tells layers apart."""
+    text = plain(text)
+    return _fit(text if _columns(text) <= width else "…" + text[1 - width :], width)
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return ["  " + line if line else line for line in lines]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; Chinese breaks between any two characters."""
+    if _columns(text) == len(text):
+        return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
+    lines, line = [], ""
+    for piece in re.findall(r"[\x21-\u2fff]+|\s+|.", text):
+        if line and _columns(line + piece) > width and piece not in "，。；：、！？）":
+            lines.append(line.rstrip())
+            line = ""
+        line += piece if line or not piece.isspace() else ""
+    return [*lines, line.rstrip()] if line.strip() else lines
