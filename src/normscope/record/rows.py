@@ -186,7 +186,11 @@ def read_site(
 
 
 def _spec(told: dict[str, Any]) -> NormSpec:
-    return NormSpec(**{**told, "over": frozenset(told["over"])})
+    return NormSpec(**{name: _frozen(value) for name, value in {**told, "over": frozenset(told["over"])}.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def _json(value: Any) -> str:
