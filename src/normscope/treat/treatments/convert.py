@@ -101,7 +101,7 @@ def apply(
     if data is not None and not probes:
         raise empty()
     chosen = within(model, sites)
-    positions = _positions(model, probes)
+    reached = _inputs(model, probes)
     original = working_copy(model) if probes else None
     plans, skipped = [], _unreadable(model, chosen)
     for site in sites_of(model):
@@ -112,7 +112,7 @@ def apply(
         if wanted is None:
             continue
         try:
-            plan = _planned(model, site, module, wanted, positions.get(site.path), bool(probes))
+            plan = _planned(model, site, module, wanted, reached.get(site.path), bool(probes))
         except _Unfit as unfit:
             skipped.append((site.path, str(unfit)))
             continue
@@ -146,13 +146,13 @@ class _Plan(NamedTuple):
 
 
 def _planned(
-    model: nn.Module, site: Site, module: nn.Module, to: Target, positions: bool | None, fitting: bool
+    model: nn.Module, site: Site, module: nn.Module, to: Target, reached: Tensor | None, fitting: bool
 ) -> _Plan | None:
     """The conversion of one norm; None when it is of the wanted kind already."""
     source = site.spec
     assert source is not None
     channels = _channels(module)
-    spread = _has_positions(module, positions)
+    spread = _has_positions(module, reached)
     spec = fitted(spec_named(to), channels, source.layout, positions=spread)
     if isinstance(to, str):
         if _of_kind(spec, source):
@@ -166,7 +166,7 @@ def _planned(
         )
     if held := unregistered(model, module):
         raise _Unfit(f"`{held}` holds it outside of the registered modules and would go on calling it")
-    new = _built(spec, source, module, channels)
+    new = _built(spec, source, module, channels, _like(module, reached, model))
     exact = _same_at_inference(spec, source)
     if exact and not _agree(module, new):
         raise _Unfit(f"{type(module).__name__} does not compute what its description says")
@@ -193,10 +193,14 @@ def _kept(spec: NormSpec, source: NormSpec, module: nn.Module, fitting: bool) ->
     return spec.but(**changes)
 
 
-def _built(spec: NormSpec, source: NormSpec, module: nn.Module, channels: int) -> Norm:
+def _like(module: nn.Module, reached: Tensor | None, model: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device that a norm in the place of `module` should have."""
+    own = [*module.parameters(), *module.buffers(), *([] if reached is None else [reached]), *model.parameters()]
+    return next((tensor for tensor in own if tensor.is_floating_point()), torch.empty(0))
+
+
+def _built(spec: NormSpec, source: NormSpec, module: nn.Module, channels: int, like: Tensor) -> Norm:
     """The new layer, with the parameters and buffers of the old one where it has a place for them."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    like = next((tensor for tensor in own if tensor.is_floating_point()), torch.empty(0))
     new = build(spec, channels, device=like.device, dtype=like.dtype)
     if not isinstance(new, Norm):
         raise _Unfit(f"{type(new).__name__} is another formula, to which weight and statistics cannot be carried over")
@@ -282,20 +286,20 @@ def _channels(module: nn.Module) -> int:
     return shape[0]
 
 
-def _has_positions(module: nn.Module, seen: bool | None) -> bool:
+def _has_positions(module: nn.Module, reached: Tensor | None) -> bool:
     """What was seen; unseen, only norms that also take (N, C) are thought to be given that."""
     ranks = getattr(module, "ranks", None)
     flat = isinstance(module, nn.BatchNorm1d) or (ranks is not None and 2 in ranks)
-    return not flat if seen is None else seen
+    return not flat if reached is None else reached.ndim > 2
 
 
-def _positions(model: nn.Module, probes: Sequence[Any]) -> dict[str, bool]:
-    """For each module that runs on the first batch, whether its input has positions beside batch and channels."""
-    found: dict[str, bool] = {}
+def _inputs(model: nn.Module, probes: Sequence[Any]) -> dict[str, Tensor]:
+    """For each norm that runs on the first batch, an input without numbers: rank, dtype, device."""
+    found: dict[str, Tensor] = {}
 
     def note(call: Call, inputs: tuple[Tensor, ...], output: Any) -> None:
-        if inputs:
-            found[call.path] = inputs[0].ndim > 2
+        if inputs and call.role == "norm":
+            found[call.path] = inputs[0].new_empty([0] * inputs[0].ndim)
 
     if probes:
         observe(model, note, probes[0], training=False)

@@ -1,0 +1,215 @@
+"""Any norm to any other: shapes, ties, parameters, groups, fits; what cannot be converted is said."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import normscope as ns
+from normscope.anatomy.recognize import spec_of
+from normscope.terms.catalog import CATALOG
+from normscope.treat.measure import difference
+from normscope.treat.treatments.convert import convert
+
+KINDS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+FROM = {
+    "BatchNorm1d": (nn.BatchNorm1d(6), (8, 6)),
+    "BatchNorm1d over time": (nn.BatchNorm1d(6), (8, 6, 5)),
+    "BatchNorm2d": (nn.BatchNorm2d(6), (8, 6, 4, 4)),
+    "BatchNorm3d": (nn.BatchNorm3d(6), (8, 6, 2, 3, 3)),
+    "LayerNorm": (nn.LayerNorm(6), (8, 5, 6)),
+    "GroupNorm": (nn.GroupNorm(3, 6), (8, 6, 4, 4)),
+    "InstanceNorm2d": (nn.InstanceNorm2d(6), (8, 6, 4, 4)),
+    "RMSNorm": (nn.RMSNorm(6), (8, 5, 6)),
+}
+
+
+def learned(module):
+    module = copy.deepcopy(module)
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, 1.0 if name == "weight" else 0.0, 0.3)
+    if getattr(module, "running_mean", None) is not None:
+        nn.init.normal_(module.running_mean)
+        nn.init.uniform_(module.running_var, 0.5, 2)
+    return module
+
+
+@pytest.mark.parametrize("to", KINDS)
+@pytest.mark.parametrize("source", FROM)
+def test_any_norm_becomes_any_other_and_fits_better_with_data(source, to):
+    torch.manual_seed(0)
+    module, shape = FROM[source]
+    model, x = nn.Sequential(learned(module).double()), torch.randn(shape, dtype=torch.float64) * 2 + 1
+    model.eval()
+    treated = convert(model, to, data=x)
+    if to == "InstanceNorm" and len(shape) == 2:
+        assert treated.skipped[0][1].startswith("its input has no positions")
+        return
+    if not treated.changes:
+        assert source.startswith(to) and treated.model[0].state_dict().keys() == model[0].state_dict().keys()
+        return
+    new = treated.model[0]
+    spec = spec_of(new)
+    assert (spec.over, spec.train_from, spec.scale) == (CATALOG[to].over, CATALOG[to].train_from, CATALOG[to].scale)
+    assert spec.layout == spec_of(model[0]).layout and not new.training
+    assert next(new.parameters()).dtype == torch.float64
+    assert treated.preserves == "approximate"
+    assert treated.error == pytest.approx(difference(new(x), model(x)))
+    # No other weight and bias, channel by channel, would bring it closer.
+    axis = 1 if spec.layout == "channels_first" else -1
+    for parameter in (new.weight, new.bias):
+        for move in (-0.01, 0.01) if parameter is not None else ():
+            moved = copy.deepcopy(new)
+            with torch.no_grad():
+                (moved.weight if parameter is new.weight else moved.bias).add_(move)
+            rest = [(one(x) - model(x)).square().movedim(axis, -1).flatten(0, -2).sum(0) for one in (new, moved)]
+            assert (rest[0] <= rest[1] + 1e-9).all()
+
+
+def net(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 30, 3),
+        learned(norm(30)),
+        nn.ReLU(),
+        nn.Conv2d(30, 8, 3),
+        learned(norm(8)),
+        nn.ReLU(),
+        nn.Conv2d(8, 7, 3),
+        learned(norm(7)),
+    )
+
+
+def test_groups_divide_and_hold_two_channels():
+    treated = convert(net(), "GroupNorm")
+    assert [spec_of(treated.model[place]).groups for place in (1, 4, 7)] == [15, 4, 1]
+    assert [change.after for change in treated.changes] == [
+        "GroupNorm(15 groups of 2), instead of 32 groups",
+        "GroupNorm(4 groups of 2), instead of 32 groups",
+        "GroupNorm(1 group of 7), instead of 32 groups",
+    ]
+    assert treated.preserves == "nothing" and treated.error is None
+    flat = convert(nn.Sequential(nn.Linear(3, 64), nn.BatchNorm1d(64)), "GroupNorm")
+    assert spec_of(flat.model[1]).groups == 4  # two values alone would normalize to +1 and −1
+
+
+def test_parameters_stay_the_same_objects_in_place():
+    model = net()
+    before = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    convert(model, "GroupNorm", inplace=True)
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    model(torch.randn(2, 3, 9, 9)).sum().backward()
+    optimizer.step()
+
+
+def test_a_tied_norm_is_replaced_by_one():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.BatchNorm1d(4)
+            self.b = nn.Sequential(self.a)
+            self.weight_only = nn.LayerNorm(4)
+            self.weight_only.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x)) + self.weight_only(x)
+
+    treated = convert(Tied(), "RMSNorm", data=torch.randn(16, 4))
+    assert treated.model.a is treated.model.b[0] and spec_of(treated.model.a).scale == "rms"
+    assert treated.model.weight_only.weight is treated.model.a.weight
+    assert len(treated.changes) == 2
+
+
+def test_the_error_is_measured_at_each_site_and_at_the_output():
+    model, data = net(), [torch.randn(8, 3, 9, 9) for _ in range(3)]
+    plain, fit = convert(model, "GroupNorm"), convert(model, "GroupNorm", data=data)
+    wanted = [copy.deepcopy(model).eval()(x) for x in data]
+    errors = [max(difference(one.model.eval()(x), y) for x, y in zip(data, wanted)) for one in (plain, fit)]
+    assert fit.error == pytest.approx(errors[1], rel=1e-3) and errors[1] < 0.5 * errors[0]
+    told = [float(change.after.split("error ")[1]) for change in fit.changes]
+    assert told[-1] == pytest.approx(fit.error, rel=1e-2)
+
+
+def test_statistics_are_taken_from_data_when_the_new_norm_keeps_some():
+    model = nn.Sequential(nn.Linear(3, 4), learned(nn.LayerNorm(4)))
+    x = torch.randn(64, 3) * 3
+    treated = convert(model, "BatchNorm", data=list(x.split(16)))
+    hidden = model[0](x).double()
+    assert torch.allclose(treated.model[1].running_mean.double(), hidden.mean(0), atol=1e-5)
+    assert torch.allclose(treated.model[1].running_var.double(), hidden.var(0, correction=0), rtol=1e-4)
+    assert "its statistics start at mean 0 and variance 1" in convert(model, "BatchNorm").changes[0].after
+
+
+def test_to_a_description_or_by_a_function():
+    spec = CATALOG["GroupNorm"].but(groups=2, eps=1e-3)
+    treated = convert(net(), spec)
+    assert [spec_of(treated.model[place]).groups for place in (1, 4, 7)] == [2, 2, 1]
+    assert spec_of(treated.model[1]).eps == 1e-3
+    assert convert(treated.model, spec).changes == ()
+    assert convert(net(), spec.to_dict()).changes == treated.changes
+    chosen = convert(net(), lambda site: "LayerNorm" if site.path == "4" else None)
+    assert [change.site for change in chosen.changes] == ["4"]
+    assert [c.site for c in convert(net(), "LayerNorm", where=lambda site: site.path != "4").changes] == ["1", "7"]
+    nested = nn.Sequential(net(), nn.BatchNorm2d(7))
+    assert [c.site for c in convert(nested, "LayerNorm", where="0").changes] == ["0.1", "0.4", "0.7"]
+    with pytest.raises(ns.NormscopeError, match="norm that does not exist") as unknown:
+        convert(net(), "GruopNorm")
+    assert "did you mean 'GroupNorm'?" in unknown.value.do
+
+
+def test_the_offset_that_an_rms_norm_would_lose_is_kept():
+    fresh, trained = nn.LayerNorm(4), nn.LayerNorm(4)
+    nn.init.normal_(trained.bias)
+    treated = convert(nn.Sequential(fresh, trained), "RMSNorm").model
+    assert treated[0].bias is None and torch.equal(treated[1].bias, trained.bias)
+
+
+def test_the_weight_offset_of_a_foreign_convention_is_carried():
+    spec = CATALOG["RMSNorm"].but(weight_offset=1.0)
+    norm = ns.norms.module.build(spec, 4)
+    nn.init.normal_(norm.weight)
+    treated = convert(nn.Sequential(norm), "LayerNorm")
+    assert torch.allclose(treated.model[0].weight, norm.weight + 1)
+
+
+class Odd(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) * 2 + x
+
+
+class Held(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.plain = [self.norm]
+
+    def forward(self, x):
+        return self.plain[0](x)
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (Odd(3), "has a forward of its own"),
+        (nn.LayerNorm((3, 4)), "each of several axes"),
+        (nn.LazyBatchNorm2d(), "before its first batch"),
+        (nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None), "reparametrized"),
+        (Held(), "outside of the registered modules"),
+    ],
+)
+def test_what_cannot_be_converted_is_skipped_with_the_reason(module, why):
+    treated = convert(nn.Sequential(module, nn.Identity()), "GroupNorm", inplace=True)
+    assert treated.changes == () and treated.preserves == "exact"
+    assert len(treated.skipped) == 1 and why in treated.skipped[0][1]
+
+
+def test_hooks_and_modes_go_along():
+    model, told = net(), []
+    model[1].register_forward_hook(lambda *_: told.append("ran"))
+    model.train()
+    model[1].eval()
+    treated = convert(model, "LayerNorm").model
+    treated(torch.randn(2, 3, 9, 9))
+    assert told == ["ran"] and not treated[1].training and treated[4].training
