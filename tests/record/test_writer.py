@@ -254,9 +254,9 @@ def test_a_script_that_changes_its_directory_keeps_its_record(tmp_path, monkeypa
 
 
 def test_a_resumed_run_continues_its_record(run, summary):
-    for start in (0, 100):
+    for start, steps in ((0, (0, 50, 100, 120)), (100, (100, 150, 200))):
         with Writer(run) as writer:
-            for step in range(start, start + 150, 50):
+            for step in steps:
                 writer.summary(Site("fc"), step, "live", summary(start + step))
                 writer.scalar(None, step, "loss", start)
                 writer.event("note", f"at {step}", step=step)
@@ -264,7 +264,9 @@ def test_a_resumed_run_continues_its_record(run, summary):
     record = Record(run)
     assert list(record.steps) == [0, 50, 100, 150, 200]
     assert values(run, None, "loss") == {0: 0.0, 50: 0.0, 100: 100.0, 150: 100.0, 200: 100.0}
-    assert record.series("fc", "mean").values[2] == summary(200).mean
+    assert [step for step, _ in record.summaries("fc")] == list(record.series("fc", "mean").steps) == list(record.steps)
+    assert record.series("fc", "mean").values[2] == summary(200).mean and record.summary("fc", 120) is None
+    assert "with 5 summaries" in record.describe()
     assert [event.text for event in record.events] == [
         "at 0",
         "at 50",
@@ -276,7 +278,7 @@ def test_a_resumed_run_continues_its_record(run, summary):
         "from 100",
     ]
     with closing(sqlite3.connect(run / "rank0.sqlite")) as file:
-        assert file.execute("SELECT count(*) FROM summary").fetchone() == (6,)
+        assert file.execute("SELECT count(*) FROM summary").fetchone() == (7,)
 
 
 def test_a_run_that_starts_again_supersedes_the_one_before(run, summary):

@@ -79,7 +79,14 @@ class RankFile:
 
     def steps(self) -> np.ndarray:
         """The steps that have summaries, int64, ascending."""
-        rows = self.query(_STEPS + "SELECT step FROM at WHERE step IS NOT NULL")
+        rows = self.query(
+            f"""
+            {_STEPS} SELECT step FROM at WHERE EXISTS (
+                SELECT 1 FROM summary AS row JOIN segment ON segment.id = row.segment
+                WHERE row.step = at.step AND row.step < segment.until_step
+            )
+            """
+        )
         return np.array([step for (step,) in rows], dtype=np.int64)
 
     def columns(self, key: str, source: str) -> Columns:
@@ -127,5 +134,9 @@ class RankFile:
         return [read_trial(data) for (data,) in self.query("SELECT data FROM trial ORDER BY rowid")]
 
     def count(self) -> int:
-        """How many summaries the file holds."""
-        return int(self.query("SELECT count(*) FROM summary")[0][0])
+        """How many summaries there are."""
+        rows = self.query(
+            "SELECT count(*) FROM summary AS row JOIN segment ON segment.id = row.segment "
+            "WHERE row.step < segment.until_step"
+        )
+        return int(rows[0][0])

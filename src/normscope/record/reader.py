@@ -80,6 +80,11 @@ class Record:
         """Whether every rank was closed properly; False also while training writes."""
         return all(rank.segments() and rank.segments()[-1][1] is not None for rank in self._ranks())
 
+    @property
+    def seconds(self) -> float:
+        """For how long the lowest rank was recorded: the sum of its segments that were closed properly."""
+        return sum(ended - started for started, ended, _ in self._ranks()[0].segments() if ended is not None)
+
     def quantities(self, site: Site | str | None) -> tuple[str, ...]:
         """What `series` can tell of a site, or of the whole run (None). Raises UnknownNameError for an unknown site."""
         ranks = self._ranks()
