@@ -37,8 +37,20 @@ class Box:
         (Pair(X, Y), (Pair(X, Y),), {}, None),
         (Box(X), (Box(X),), {}, None),
     ],
-    ids=["tensor", "pair", "list", "single", "longer", "several inputs", "named inputs", "dict", "mapping", "named tuple", "object"],
-)  # fmt: skip
+    ids=[
+        "tensor",
+        "pair",
+        "list",
+        "single",
+        "longer",
+        "several inputs",
+        "named inputs",
+        "dict",
+        "mapping",
+        "named tuple",
+        "object",
+    ],
+)
 def test_the_convention(batch, args, kwargs, target):
     probe = Probe.of(batch)
     assert (probe.args == args and dict(probe.kwargs) == kwargs and probe.target is target) or probe.target == target

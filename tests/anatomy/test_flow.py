@@ -132,8 +132,13 @@ def test_a_shared_module_is_several_calls(flow_of, model_named):
     model, batch = model_named("functional")
     flow = flow_of(model, batch)
     assert [(call.path, call.call) for call in flow.calls if call.role != "other"] == [
-        ("first", 0), ("/tanh", 0), ("first", 1), ("/sigmoid", 0), ("last", 0), ("/softmax", 0),
-    ]  # fmt: skip
+        ("first", 0),
+        ("/tanh", 0),
+        ("first", 1),
+        ("/sigmoid", 0),
+        ("last", 0),
+        ("/softmax", 0),
+    ]
     assert [call.module is model.first for call in flow.at("first")] == [True, True]
 
 
@@ -241,8 +246,10 @@ def test_a_norm_outside_torch_does_not_stop_the_reading():
 
     flow = symbolic(Root())
     assert [(call.path, call.role) for call in flow.calls] == [
-        ("fc", "producer"), ("norm", "norm"), ("/gelu", "activation"),
-    ]  # fmt: skip
+        ("fc", "producer"),
+        ("norm", "norm"),
+        ("/gelu", "activation"),
+    ]
 
 
 def test_values_that_die_do_not_lend_their_identity():

@@ -163,6 +163,10 @@ def test_a_generator_of_the_model_is_put_back():
 def test_the_next_step_under_autocast_has_its_gradients():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.set_autocast_cache_enabled(True)
+        with isolated(model):
+            assert not torch.is_autocast_cache_enabled()
+        assert torch.is_autocast_cache_enabled()
         observe(model, nothing, torch.randn(3, 4))
         model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is not None

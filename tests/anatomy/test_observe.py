@@ -58,8 +58,25 @@ def test_gradients_of_values_that_are_overwritten_later():
 def test_what_the_observer_computes_is_no_call_of_the_model():
     told = []
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-    observe(model, lambda call, inputs, output: told.append((call.path, output.sigmoid().mean())), torch.ones(1, 2))
+    observe(model, lambda call, inputs, output: told.append((call.path, inputs[0].sigmoid())), torch.ones(1, 2))
     assert [path for path, _ in told] == ["0", "1"]
+
+
+def test_the_parts_of_a_norm_with_an_activation_are_not_told():
+    class BatchNormAct(nn.BatchNorm1d):
+        def __init__(self):
+            super().__init__(2)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return torch.add(self.act(super().forward(x)), 0)
+
+    told = []
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(BatchNormAct()), nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+    )
+    observe(model, lambda call, *_: told.append((call.path, call.kind)), torch.randn(3, 2))
+    assert told == [("0", "Linear"), ("1.0", "BatchNormAct"), ("2", "Linear")]
 
 
 def test_modes():

@@ -52,7 +52,7 @@ def torch_rms_cast():
         (nn.RMSNorm(4, eps=1e-6, elementwise_affine=False), RMS.but(eps=1e-6, affine=False, cast=torch_rms_cast())),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_norms_of_torch(module, spec):
     assert spec_of(module) == spec
     assert role_of(module) == "norm"
@@ -290,6 +290,13 @@ class NormalizedPosition(nn.Module):
         return torch.arange(x.numel()).view(x.shape)
 
 
+class NormWhenQuiet(nn.Module):
+    """What holds for small numbers must hold for large ones."""
+
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[-1:]) if x.abs().max() < 1 else x
+
+
 class BrokenNorm(nn.Module):
     def forward(self, x):
         raise RuntimeError
@@ -297,7 +304,7 @@ class BrokenNorm(nn.Module):
 
 @pytest.mark.parametrize(
     "module",
-    [UnbiasedLayerNorm(8), NormOfTwo(), NormFreeScale(), NormalizedPosition(), BrokenNorm()],
+    [UnbiasedLayerNorm(8), NormOfTwo(), NormFreeScale(), NormalizedPosition(), NormWhenQuiet(), BrokenNorm()],
     ids=lambda module: type(module).__name__,
 )
 def test_strangers_that_agree_with_no_row_are_none(module):
@@ -318,12 +325,21 @@ def test_measuring_calls_no_hook_of_the_module():
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Linear(2, 2), nn.Bilinear(2, 2, 2), nn.Conv1d(2, 2, 1), nn.ConvTranspose3d(2, 2, 1), nn.LSTM(2, 2), nn.GRUCell(2, 2),
-        nn.Embedding(2, 2), nn.EmbeddingBag(2, 2), nn.MultiheadAttention(2, 1), nn.LazyConv2d(2, 1),
-        parametrizations.weight_norm(nn.Linear(2, 2)), type("Conv1D", (nn.Module,), {})(),
+        nn.Linear(2, 2),
+        nn.Bilinear(2, 2, 2),
+        nn.Conv1d(2, 2, 1),
+        nn.ConvTranspose3d(2, 2, 1),
+        nn.LSTM(2, 2),
+        nn.GRUCell(2, 2),
+        nn.Embedding(2, 2),
+        nn.EmbeddingBag(2, 2),
+        nn.MultiheadAttention(2, 1),
+        nn.LazyConv2d(2, 1),
+        parametrizations.weight_norm(nn.Linear(2, 2)),
+        type("Conv1D", (nn.Module,), {})(),
     ],
     ids=lambda module: type(module).__name__,
-)  # fmt: skip
+)
 def test_producers(module):
     assert role_of(module) == "producer"
 
@@ -339,8 +355,14 @@ def test_activations_by_class(name):
 
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("NewGELUActivation", "gelu"), ("QuickGELU", "gelu"), ("SiLUActivation", "silu"), ("Swish", "silu"), ("HardSwish", "hardswish")],
-)  # fmt: skip
+    [
+        ("NewGELUActivation", "gelu"),
+        ("QuickGELU", "gelu"),
+        ("SiLUActivation", "silu"),
+        ("Swish", "silu"),
+        ("HardSwish", "hardswish"),
+    ],
+)
 def test_activations_of_other_packages_by_name(name, function):
     kind = type(name, (nn.Module,), {})
     assert activation_of(kind()).name == function
