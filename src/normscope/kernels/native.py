@@ -54,9 +54,8 @@ def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | No
     function = F.batch_norm if "N" in spec.over else F.instance_norm
     y = _as(function(first, mean, unbiased, weight, bias, True, 1.0, spec.eps or 0.0), first)
     view = cells(x, spec)
-    count = view.count(view.split(x))
-    var = unbiased * (max(count - 1, 1) / max(count, 1))
-    seen = Statistics(view.along_channels(mean), view.along_channels(var), count)
+    size = view.count(view.split(x))
+    seen = Statistics(view.along_channels(mean), view.along_channels(unbiased), size, corrected=True)
     return (y if first is x else y.movedim(1, -1)), seen
 
 

@@ -26,20 +26,30 @@ class Statistics(NamedTuple):
 
     Attributes:
         mean: μ, also where the description does not centre.
-        var: σ² before eps, biased (divided by the size).
+        var: σ² before eps.
         size: how many cells each statistic was taken over; a tensor where it is known on the device only.
+        corrected: whether `var` is divided by size − 1; `measure` divides by the size.
     """
 
     mean: Tensor
     var: Tensor
     size: Tensor | int
+    corrected: bool = False
+
+    @property
+    def biased(self) -> Tensor:
+        """The variance divided by the size."""
+        return self.var / self._correction() if self.corrected else self.var
 
     @property
     def unbiased(self) -> Tensor:
-        """The variance divided by size − 1; with a single cell, which shows no spread, the biased one (zero)."""
+        """The variance divided by size − 1; of a single cell, which shows no spread, the biased one (zero)."""
+        return self.var if self.corrected else self.var * self._correction()
+
+    def _correction(self) -> Tensor | float:
         if isinstance(self.size, int):
-            return self.var * (self.size / max(self.size - 1, 1))
-        return self.var * (self.size / (self.size - 1).clamp(min=1))
+            return max(self.size, 1) / max(self.size - 1, 1)
+        return self.size / (self.size - 1).clamp(min=1)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The buffers have torch's names. A batch with a statistic that is not finite is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,8 +52,9 @@ class Running(Given):
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""
         at_once = spec.unbiased and self.averages and spec.accumulate == 1
-        mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased if at_once else seen.var, seen)
-        kept = (mean + var).isfinite().all()
+        mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased if at_once else seen.biased, seen)
+        total = (mean + var).sum(dtype=torch.promote_types(mean.dtype, torch.float32))
+        kept = total - total == 0  # finite: the difference of anything else with itself is NaN
         count = seen.size
         if isinstance(count, Tensor):
             covered = count > 0  # one for all, or one a channel where a mask counts positions apart
@@ -62,7 +63,7 @@ class Running(Given):
         some = kept.any() if kept.ndim else kept
         state["num_batches_skipped"].add_(~some)
         if spec.accumulate > 1:
-            (mean, var, count), kept = _accumulated(state, spec, Statistics(mean, var, count), kept)
+            mean, var, count, kept = _accumulated(state, spec, Statistics(mean, var, count), kept)
             if spec.unbiased and self.averages:
                 var = Statistics(mean, var, count).unbiased
             some = kept
@@ -101,17 +102,18 @@ class Population(Running):
     def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
         """Chan's merge of one batch with all before it."""
         held = [state[name] for name in ("running_mean", "running_var", "population_size")]
-        for buffer, value in zip(held, _merged(Statistics(*held), seen), strict=True):
+        for buffer, value in zip(held, _merged(held, seen), strict=True):
             buffer.copy_(torch.where(kept, value, buffer))
 
 
-def _merged(one: Statistics, other: Statistics) -> Statistics:
-    """Chan's merge: exact, associative, and with an empty one as its identity."""
-    total = one.size + other.size
-    share = torch.as_tensor(other.size / torch.as_tensor(total).clamp(min=1)).to(one.mean.dtype)
-    delta = other.mean - one.mean
-    var = one.var * (1 - share) + other.var * share + delta.square() * (share * (1 - share))
-    return Statistics(one.mean + delta * share, var, total)
+def _merged(held: Sequence[Tensor], seen: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Chan's merge of held (mean, variance, size) with what was seen: exact, and the empty one is its identity."""
+    mean, var, size = held
+    total = size + seen.size
+    share = (seen.size / total.clamp(min=1)).to(mean.dtype)
+    delta = seen.mean - mean
+    merged = var * (1 - share) + seen.var * share + delta.square() * (share * (1 - share))
+    return mean + delta * share, merged, total
 
 
 def _per_channel(values: Tensor, seen: Statistics) -> Tensor:
@@ -126,13 +128,12 @@ def _per_channel(values: Tensor, seen: Statistics) -> Tensor:
 
 def _accumulated(
     state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor
-) -> tuple[Statistics, Tensor]:
-    """Merge a micro-batch with the pending ones; the merge, and whether it is complete (then none is pending)."""
-    pending = [state[f"pending_{name}"] for name in Statistics._fields]
-    merged = _merged(Statistics(*pending), seen)
-    merged = [torch.where(kept, new, old) for new, old in zip(merged, pending, strict=True)]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge a micro-batch with the pending ones: mean, variance, size, and whether it is complete."""
+    pending = [state[f"pending_{name}"] for name in ("mean", "var", "size")]
+    mean, var, size = (torch.where(kept, new, old) for new, old in zip(_merged(pending, seen), pending, strict=True))
     complete = state["pending_batches"].add_(1) >= spec.accumulate
-    for buffer, value in zip(pending, merged, strict=True):
+    for buffer, value in zip(pending, (mean, var, size), strict=True):
         buffer.copy_(torch.where(complete, 0, value))
     state["pending_batches"].mul_(~complete)
-    return Statistics(*merged), complete & (merged[2] > 0)
+    return mean, var, size, complete & (size > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from normscope.nn import init
 from normscope.norms.batch import BatchRenorm, GhostBatchNorm, OnlineNorm
 from normscope.norms.classes import (
     BatchNorm1d,
@@ -73,6 +74,7 @@ __all__ = [
     "build",
     "centered_weight_norm",
     "cosine",
+    "init",
     "spectral_norm",
     "weight_norm",
     "weight_standardization",
