@@ -19,6 +19,7 @@ from normscope.terms.activations import ACTIVATIONS, activation_named
 from normscope.terms.errors import DataError, ModelError, UnknownNameError
 
 M = TypeVar("M", bound=nn.Module)
+Layer = Any  # one of _PRODUCERS: with `weight`, `bias` and, for convolutions, `groups`
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRODUCERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
@@ -108,7 +109,7 @@ def lsuv(module: M, batch: Any, *, tolerance: float = 0.01, max_steps: int = 10)
     """
     orthogonal(module)
 
-    def scale(layer: nn.Module, output: Callable[[], Tensor]) -> None:
+    def scale(layer: Layer, output: Callable[[], Tensor]) -> None:
         for _ in range(max_steps):
             var = _spread(layer, output().reshape(1, -1))
             if abs(var.item() - 1) < tolerance:
@@ -131,7 +132,7 @@ def data_dependent(module: M, batch: Any) -> M:
         DataError: a unit's output is constant, or not finite, on the batch.
     """
 
-    def fit(layer: nn.Module, output: Callable[[], Tensor]) -> None:
+    def fit(layer: Layer, output: Callable[[], Tensor]) -> None:
         units = _units(layer, output())
         deviation = _spread(layer, units).sqrt()
         along = [1] * layer.weight.ndim
@@ -204,7 +205,7 @@ def _draw(weight: Tensor, deviation: float, uniform: bool) -> None:
         nn.init.normal_(weight, 0.0, deviation)
 
 
-def _assign(layer: nn.Module, weight: Tensor) -> None:
+def _assign(layer: Layer, weight: Tensor) -> None:
     """Set the weight, through its parametrization where it has one."""
     with torch.no_grad():
         if parametrize.is_parametrized(layer, "weight"):
@@ -213,11 +214,11 @@ def _assign(layer: nn.Module, weight: Tensor) -> None:
             layer.get_parameter("weight").copy_(weight)
 
 
-def _layer_by_layer(module: M, batch: Any, fit: Callable[[nn.Module, Callable[[], Tensor]], None]) -> M:
+def _layer_by_layer(module: M, batch: Any, fit: Callable[[Layer, Callable[[], Tensor]], None]) -> M:
     """Run the batch through once; each weight layer is fitted when it is first reached, on what reaches it then."""
     done: set[nn.Module] = set()
 
-    def reach(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def reach(layer: Layer, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if layer in done:
             return output
         done.add(layer)
@@ -237,13 +238,13 @@ def _layer_by_layer(module: M, batch: Any, fit: Callable[[nn.Module, Callable[[]
     return module
 
 
-def _units(layer: nn.Module, output: Tensor) -> Tensor:
+def _units(layer: Layer, output: Tensor) -> Tensor:
     """The outputs as (units, cells)."""
     positions = 0 if isinstance(layer, nn.Linear) else layer.weight.ndim - 2
     return output.movedim(output.ndim - 1 - positions, 0).flatten(1)
 
 
-def _spread(layer: nn.Module, values: Tensor) -> Tensor:
+def _spread(layer: Layer, values: Tensor) -> Tensor:
     """The biased variance of each row of (units, cells).
 
     Raises:
