@@ -125,5 +125,5 @@ def test_explain_and_the_lists(record):
     assert "NS201" in normscope("rules").stdout
     assert {row["code"] for row in json.loads(normscope("rules", "--json").stdout)} >= {"NS101", "NS201"}
     assert "GroupNorm" in normscope("norms").stdout
-    assert "What it finds" in normscope("explain", "NS201").stdout
+    assert "vanishing_gradient" in normscope("explain", "NS201").stdout
     assert "GroupNorm" in normscope("explain", "GroupNorm").stdout
