@@ -85,10 +85,8 @@ class Training:
     def run(self, steps=50, watching: Callable[[nn.Module, Any], Any] | None = None):
         """Everything that a training leaves behind."""
         model, optimizer = self.start()
-        losses = []
         with watching(model, optimizer) if watching else nullcontext():
-            for _ in range(steps):
-                losses.append(self.one_step(model, optimizer).item())
+            losses = [self.one_step(model, optimizer).item() for _ in range(steps)]
         return {
             "losses": losses,
             "model": {name: value.clone() for name, value in model.state_dict().items()},
@@ -140,6 +138,8 @@ def faults():
     """The events of a record that tell of a fault, with their tracebacks."""
 
     def found(path):
-        return [event.text + event.data.get("traceback", "") for event in ns.Record(path).events if event.kind == "fault"]
+        return [
+            event.text + event.data.get("traceback", "") for event in ns.Record(path).events if event.kind == "fault"
+        ]
 
     return found

@@ -70,12 +70,11 @@ def test_a_fault_inside_never_reaches_the_loop(point, often, trainings, same, tm
 
 
 def _failing(holder, attribute, often):
-    module, *inner = holder.split(":")
     try:
-        target = importlib.import_module(module)
-    except ModuleNotFoundError:
-        path, _, cls = module.rpartition(".")
-        target = getattr(importlib.import_module(path), cls)
+        target = importlib.import_module(holder)
+    except ModuleNotFoundError:  # a class
+        module, _, name = holder.rpartition(".")
+        target = getattr(importlib.import_module(module), name)
     true = getattr(target, attribute)
     chance = random.Random(0)  # not the one that the training uses
 
@@ -101,9 +100,14 @@ def test_a_fault_is_recorded_with_its_traceback_and_the_part_is_switched_off(tra
 
 def test_an_interrupt_passes_and_the_record_tells_it(trainings, tmp_path):
     model, optimizer = trainings["mlp"].start()
-    with pytest.raises(KeyboardInterrupt), ns.watch(model, optimizer, tmp_path, every=1):
-        trainings["mlp"].one_step(model, optimizer)
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with ns.watch(model, optimizer, tmp_path, every=1):
+            trainings["mlp"].one_step(model, optimizer)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     record = ns.Record(tmp_path)
     assert record.complete
     (crash,) = [event for event in record.events if event.kind == "crash"]

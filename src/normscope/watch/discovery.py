@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from normscope.anatomy.isolate import unwrapped
 from normscope.record.writer import Writer
 from normscope.watch.callers import kwargs_of_call
-from normscope.watch.hooks import RootHook, in_backward, in_transform
 from normscope.watch.guard import Guard
-from normscope.watch.session import Every, Watcher
+from normscope.watch.hooks import RootHook, in_backward, in_transform
+from normscope.watch.session import Every, Watcher, watch
 
 PATIENCE = 3
 """Optimizer steps after which parameters that no called module owns are taken to be loose."""
@@ -44,7 +44,8 @@ class Discovery:
     def __init__(self, path: str | os.PathLike[str], *, budget: float = 0.01, every: Every = "auto") -> None:
         self.path = Path(path)
         self.watchers: list[Watcher] = []
-        self._budget, self._every = budget, every
+        self._budget = budget
+        self._every: Every = every
         self._known: set[int] = set()  # modules that are watched, or need not be
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._steps = 0
@@ -101,7 +102,8 @@ class Discovery:
         stepped = _owned(self._optimizers)
         if stepped and not own & stepped:
             return
-        watcher = Watcher(model, path=self._place(model, alone=stepped <= own), budget=self._budget, every=self._every)
+        place = self._place(model, alone=stepped <= own)
+        watcher = watch(model, path=place, budget=self._budget, every=self._every)
         self._known.update(id(part) for part in module.modules())
         self.watchers.append(watcher)
         self._introduce(watcher, own)
@@ -149,7 +151,9 @@ class Discovery:
     def _tell_loose(self) -> None:
         loose = len(_owned(self._optimizers) - self._watched())
         for watcher in self.watchers:
-            watcher.note(discovery=f"{loose} parameters that are trained belong to no module that was called as a model")
+            watcher.note(
+                discovery=f"{loose} parameters that are trained belong to no module that was called as a model"
+            )
 
     def _record_fault(self, kind: str, text: str, **more: Any) -> None:
         for watcher in self.watchers:
@@ -173,4 +177,6 @@ def _owned(optimizers: Iterable[Optimizer]) -> set[int]:
 
 def _living_optimizers() -> list[Optimizer]:
     # By type(), not isinstance(): that would ask every object in the process for its __class__, and proxies answer.
-    return [found for found in gc.get_objects() if issubclass(type(found), Optimizer) and hasattr(found, "param_groups")]
+    return [
+        found for found in gc.get_objects() if issubclass(type(found), Optimizer) and hasattr(found, "param_groups")
+    ]

@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -71,7 +72,5 @@ class Guard:
         if self._warned:
             return
         self._warned = True
-        try:
+        with suppress(NormscopeWarning):  # where warnings are errors, this one still must not reach the loop
             warnings.warn(f"{text}. The training goes on; the record says more.", NormscopeWarning, stacklevel=2)
-        except NormscopeWarning:  # where warnings are errors, this one still must not reach the loop
-            pass

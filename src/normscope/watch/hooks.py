@@ -63,7 +63,8 @@ def after_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
 
 def in_transform() -> bool:
     """Whether a `torch.func` transform (vmap, grad, …) or a trace is running, whose tensors hold no values."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+    level = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return level is not None or torch.jit.is_tracing()
 
 
 def in_backward() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -39,10 +40,8 @@ class Journal:
     @staticmethod
     def warn(text: str) -> None:
         """Warn the user; where warnings are errors, this one still does not reach the training loop."""
-        try:
+        with suppress(NormscopeWarning):
             warnings.warn(text, NormscopeWarning, stacklevel=3)
-        except NormscopeWarning:
-            pass
 
     def skipped(self, step: int, why: str) -> None:
         """Note that a step did not update the parameters, or an attempt at it was given up."""

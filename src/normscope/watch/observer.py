@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Observer:
         loss_fn: LossFn | None,
         measures: Sequence[Measure],
         seed: int,
+        live: bool,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
         self._probe, self._loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
@@ -53,6 +54,7 @@ class Observer:
         self._update: Update | None = None
         self._held: Tensor | None = None
         self._tried = False
+        self._live = live
         self._scale = 1.0
         self.step: int | None = None
         self.told_loss = False
@@ -65,12 +67,12 @@ class Observer:
         self._guard("plan", self._prepare, step=step)
         if due.probe and self._fixed is not None:
             self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
-        if due.live and self._plan is not None:
+        if due.live and self._live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
 
-    def tap(self, due: Due, compiled: bool) -> None:
-        """Look at the forward and backward pass of the step as well."""
-        if due.live and self._plan is not None:
+    def tap(self, compiled: bool) -> None:
+        """Look at the forward and backward pass of the step as well; inside a compiled model no hook is called."""
+        if self._update is not None and self._plan is not None:
             self._taps = self._guard("taps", self._attached, self._plan, compiled, step=self.step)
 
     def forward_begins(self) -> None:

@@ -59,7 +59,7 @@ class FixedBatch:
         with _seeded(self._replica.model, None, seed):
             self.sites: tuple[Site, ...] = sites(self._replica.model, probe)
         self._plan = Plan.of(self._replica.model, self.sites)
-        self._known = {(site.path, site.call): site for site in self.sites}
+        self._known = {(site.path, site.call): (input_of(site), site, site.at("gradient")) for site in self.sites}
 
     @property
     def hooks_left_out(self) -> int:
@@ -110,17 +110,17 @@ class FixedBatch:
 
     def _observed(self, view: View, mode: Mode, pending: _Pending | None) -> Any:
         def before(call: Call, inputs: tuple[Tensor, ...]) -> None:
-            site = self._known.get((call.path, call.call))
-            if site is not None and inputs:
-                self.show(view, mode, input_of(site), inputs[0], call.module)
+            known = self._known.get((call.path, call.call))
+            if known is not None and inputs:
+                self.show(view, mode, known[0], inputs[0], call.module)
 
         def after(call: Call, inputs: tuple[Tensor, ...], output: Any) -> None:
-            site = self._known.get((call.path, call.call))
-            if site is not None:
+            known = self._known.get((call.path, call.call))
+            if known is not None:
                 tensor = first_tensor(output)
-                self.show(view, mode, site, tensor, call.module)
+                self.show(view, mode, known[1], tensor, call.module)
                 if pending is not None:
-                    pending.expect(site, tensor)
+                    pending.expect(known[2], tensor)
 
         training = None if mode == "probe" else False
         model = self._replica.model
@@ -170,10 +170,9 @@ class _Pending:
         self._batch, self._view, self._scale = batch, view, scale
 
     def expect(self, site: Site, tensor: Tensor | None) -> None:
-        """Summarize the gradient that will reach `tensor`, as it is now: later in-place changes do not matter."""
+        """Summarize the gradient that will reach `tensor` as it is now: later in-place changes do not matter."""
         if tensor is not None and tensor.requires_grad:
-            gradient = site.at("gradient")
-            tensor.register_hook(lambda value: self._show(gradient, value))
+            tensor.register_hook(lambda value: self._show(site, value))
 
     def differentiate(self, root: Tensor, weight: Tensor, plan: Plan) -> None:
         """Run the backward pass of the replica; nothing is accumulated anywhere."""

@@ -192,7 +192,7 @@ def _take_buffers(live: nn.Module, twin: nn.Module) -> None:
 
 
 class _LocalBatchNorm(_BatchNorm):
-    """What a synchronized norm computes from this process's batch alone: a lone process must not wait for the others."""
+    """What a synchronized norm computes from this process's batch: a lone process must not wait for the others."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -200,7 +200,7 @@ class _LocalBatchNorm(_BatchNorm):
 
 def _make_local(module: nn.Module) -> None:
     if isinstance(module, nn.SyncBatchNorm):
-        module.__class__ = _LocalBatchNorm
+        module.__class__ = _LocalBatchNorm  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _uncompile(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
 from normscope.watch.probe import LossFn
-from normscope.watch.schedule import Cost, Due, schedule_of
+from normscope.watch.schedule import Cost, Due, Schedule, schedule_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,77 +79,50 @@ def watch(
         UnknownNameError: a measure of `probes` does not exist; `every` or `budget` is not to be used.
         RecordError: `path` is a file, or holds something that is no record.
     """
-    return Watcher(
-        model,
-        optimizer,
-        path,
-        probe=probe,
-        loss_fn=loss_fn,
-        every=every,
-        budget=budget,
-        live=live,
-        probes=probes,
-        seed=seed,
-        meta=meta,
+    started = perf_counter()
+    _check(model, optimizer)
+    schedule = schedule_of(every, budget)
+    measures = measures_named(probes)
+    held = None if probe is None else Probe.of(probe).detached()
+    model = unwrapped(model)
+    place = Path(path) if path is not None else _fresh_path(model)
+    told = _described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
+    journal = Journal(Writer(place, rank=_rank(), meta={**told, **(meta or {})}))
+    guard = Guard(journal.writer.event)
+    observer = Observer(
+        model, journal, guard, probe=held, loss_fn=loss_fn, measures=list(measures.values()), seed=seed, live=live
     )
+    watcher = Watcher(model, observer, journal, guard, schedule, started)
+    if optimizer is not None:
+        watcher.adopt(optimizer)
+    return watcher
 
 
 class Watcher:
-    """A training under watch: a context manager, or closed by `close`, or at the end of the process.
+    """A training under watch: a context manager, or closed by `close`, or at the end of the process. See `watch`.
 
     Attributes:
         path: the run directory.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        probe: Any = None,
-        loss_fn: LossFn | None = None,
-        every: Every = "auto",
-        budget: float = 0.01,
-        live: bool = True,
-        probes: Iterable[str] | None = None,
-        seed: int = 0,
-        meta: Mapping[str, Any] | None = None,
+        self, model: nn.Module, observer: Observer, journal: Journal, guard: Guard, schedule: Schedule, started: float
     ) -> None:
-        self._started = perf_counter()
-        _check(model, optimizer)
-        self._schedule = schedule_of(every, budget)
-        measures = measures_named(probes)
-        held = None if probe is None else Probe.of(probe).detached()
-        self._model = unwrapped(model)
-        self.path = Path(path) if path is not None else _fresh_path(self._model)
-        told = _described(self._model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
-        self._journal = Journal(Writer(self.path, rank=_rank(), meta={**told, **(meta or {})}))
-        self._guard = Guard(self._journal.writer.event)
-        self._observer = Observer(
-            self._model,
-            self._journal,
-            self._guard,
-            probe=held,
-            loss_fn=loss_fn,
-            measures=list(measures.values()),
-            seed=seed,
-        )
-        self._live = live
-        self._pid = os.getpid()
-        self._step = 0
-        self._due = Due()
-        self._last = 0
-        self._setup = self._sample = self._spent_before = 0.0
+        self.path = journal.writer.path
+        self._model, self._observer, self._journal, self._guard = model, observer, journal, guard
+        self._schedule = schedule
+        self._started = started
         self._ended: float | None = None
+        self._pid = os.getpid()
+        self._step = self._last = 0  # optimizer steps so far; the latest sampled one
+        self._setup = self._sample = self._spent_before = 0.0
+        self._due = Due()
+        self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
         self._losses: list[tuple[int, Tensor]] = []
-        self._evaluated = self._learns_in_evaluation_mode = False
+        self._optimizer: Optimizer | None = None
         self._root_hooks: list[RemovableHandle] = []
         self._step_hooks: list[RemovableHandle] = []
-        self._optimizer: Optimizer | None = None
-        if optimizer is not None:
-            self.adopt(optimizer)
         atexit.register(self.close)
         self._guard("schedule", self._arm, step=0)
 
@@ -237,8 +210,7 @@ class Watcher:
 
     def _arm(self) -> None:
         """Stand before the next training forward pass, when something is due at this step."""
-        due = self._schedule.due(self._step, self._cost())
-        self._due = Due(due.live and self._live, due.probe)
+        self._due = self._schedule.due(self._step, self._cost())
         if self._due and not self._guard.is_off("observer"):
             self._spent_before = self._guard.spent
             self._root_hooks = [
@@ -253,7 +225,7 @@ class Watcher:
     def _open(self, compiled: bool, args: Any, kwargs: Any) -> None:
         if self._observer.step is None:
             self._observer.begin(self._step, self._due, args, kwargs)
-            self._observer.tap(self._due, compiled)
+            self._observer.tap(compiled)
         self._observer.forward_begins()
 
     def _forward_ends(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
