@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from normscope.stats import Batch, Summary, strided, summarize
+from normscope.stats import Summary, strided, summarize
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -50,50 +50,22 @@ def test_sizes_are_those_of_the_tensors_the_rows_stand_for():
     found = summarize([strided(x, 1000), x[0, 0]], [x.numel(), 20])
     assert [one.size for one in found] == [81_920, 20]
     assert found[0].moments.count < 1000 and summarize([]) == []
+    assert [one.size for one in summarize([x, x[0, 0]])] == [81_920, 20]
 
 
-def test_a_batch_samples_and_copies_what_is_added():
-    batch, x = Batch(n=1000), torch.randn(50, 60, 7)
-    alone = Summary.of(strided(x, 1000))
-    assert batch.add(x) == 0
-    x.relu_()
-    assert batch.add(x) == 1 and len(batch) == 2
-    before, after = batch.summaries()
-    assert before.low < 0 == after.low
-    assert before.sketch == alone.sketch and before.size == x.numel()
-    assert len(batch) == 0 and batch.summaries() == []
-
-
-def test_a_batch_is_used_again_and_earlier_summaries_stay_as_they_were():
-    batch = Batch(n=100)
-    batch.add(torch.ones(100))
-    (first,) = batch.summaries()
-    for index in range(100):
-        assert batch.add(torch.full((100 - index % 3,), float(index))) == index
-    found = batch.summaries()
-    assert [one.mean for one in found] == list(range(100)) and first.mean == 1 and first.sketch.counts.sum() == 100
-    batch.add(torch.ones(5))
-    batch.clear()
-    batch.add(torch.zeros(5))
-    assert [one.mean for one in batch.summaries()] == [0]
-
-
-def test_room_made_under_inference_mode_is_usable_outside_and_the_other_way_round():
-    batch = Batch()
-    for inside in (True, False, True):
-        with torch.inference_mode(inside):
-            batch.add(torch.arange(3.0))
-            assert batch.summaries()[0].mean == 1
+def test_the_rows_themselves_are_left_as_they_were():
+    x = torch.tensor([-0.0, torch.nan, 3.0])
+    summarize([x, x])
+    assert str(x) == str(torch.tensor([-0.0, torch.nan, 3.0]))
 
 
 def test_graph_autocast_random_state_and_default_dtype_are_left_alone():
     x, before = torch.randn(300, requires_grad=True), torch.get_rng_state()
-    batch, y = Batch(), x * 2
+    y = x * 2
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            batch.add(y)
-            (found,) = batch.summaries()
+            (found,) = summarize([y])
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(found, Summary.of(y))

@@ -3,7 +3,7 @@
 Nothing here loads torch before a tensor is measured, so that reading a record stays quick.
 """
 
-from normscope.stats.batch import Batch, summarize
+from normscope.stats.batch import summarize
 from normscope.stats.cdf import Cdf
 from normscope.stats.distance import (
     DISTANCES,
@@ -22,7 +22,6 @@ from normscope.stats.summary import Summary
 
 __all__ = [
     "DISTANCES",
-    "Batch",
     "Cdf",
     "Moments",
     "Sketch",

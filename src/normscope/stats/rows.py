@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,20 @@ class Rows:
     high: np.ndarray
 
 
-def measured(*matrices: torch.Tensor) -> Rows:
+def measured(matrices: Iterable[torch.Tensor]) -> Rows:
     """The statistics of the rows of all `matrices`, each (R_i, n_i), of any dtypes, on one device; one transfer."""
     import torch
 
-    blocks = [block for matrix in matrices for block in matrix.split(_rows_at_once(matrix))]
+    blocks = (block for matrix in matrices for block in matrix.split(rows_at_once(matrix)))
     told = torch.cat([_measured_block(exact(block)) for block in blocks]).cpu().numpy()
     count, mean, m2, low, high = np.ascontiguousarray(told[:, CELLS:].T).view(np.float64)
     return Rows(Moments(count, mean, m2), told[:, :CELLS], low, high)
 
 
-def _rows_at_once(matrix: torch.Tensor) -> int:
-    rows = block_size(matrix.device) // max(1, matrix.shape[1])
-    return max(1, min(rows, block_size(matrix.device) // CELLS))  # a row's tally takes room as well
+def rows_at_once(x: torch.Tensor) -> int:
+    """How many rows as long as the last axis of `x` to measure in one go."""
+    room = block_size(x.device)
+    return max(1, min(room // max(1, x.shape[-1]), room // CELLS))  # a row's tally takes room as well
 
 
 def _measured_block(x: torch.Tensor) -> torch.Tensor:

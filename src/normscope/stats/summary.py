@@ -46,7 +46,7 @@ class Summary(Monoid, Datum):
         channels = None if channel_axis is None else Moments.of(tensor, channel_axis)
         flat, width = by_channel(tensor, None, keep_order=False).view(-1), block_size(tensor.device)
         whole = flat.numel() - flat.numel() % width
-        rows = measured(flat[:whole].view(-1, width), flat[whole:].view(1, -1))
+        rows = measured((flat[:whole].view(-1, width), flat[whole:].view(1, -1)))
         return cls(
             rows.moments.pooled(),
             Sketch.from_tally(rows.tally.sum(0)),
