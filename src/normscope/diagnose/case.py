@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from normscope.diagnose.layers import Layers
 from normscope.diagnose.track import Track
 from normscope.record.reader import Record
+from normscope.stats.moments import Moments
 from normscope.stats.summary import Summary
 from normscope.terms.activations import activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
+from normscope.watch.probes.eval_gap import gap
 
 SAMPLES = 16
 """Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
+
+DRIFT_STEPS = 10
+"""The stretch over which movement is measured: the memory of momentum 0.9 and of a running average at 0.1."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -64,19 +70,22 @@ class Case(Datum):
 
     def values_per_channel(self, site: Site) -> int:
         """Samples times positions behind each channel of an output on the probe; 0 when it was not probed."""
-        told = self.summaries(site, "probe")[-1:]
-        channels = told[0][1].channels if told else None
-        return int(channels.count.max()) if channels is not None and channels.count.size else 0
+        moments = self._moments(site)
+        return int(moments.count.max()) if moments is not None and moments.count.size else 0
+
+    def channels(self, site: Site) -> int:
+        """Channels (features, units) of an output on the probe; 0 when it was not probed."""
+        moments = self._moments(site)
+        return moments.count.size if moments is not None else 0
 
     @cached_property
     def batch_size(self) -> int | None:
         """Samples in a training batch, from the fewest values behind a channel at any site; None when unknown."""
         counts = []
         for site in self.sites:
-            probe, live = self.summaries(site, "probe")[-1:], self.summaries(site, "live")[-1:]
-            channels = probe[0][1].channels if probe else None
-            if channels is not None and live and channels.mean.size:
-                counts.append(live[0][1].size // channels.mean.size)
+            channels, live = self.channels(site), self.summaries(site, "live")[-1:]
+            if channels and live:
+                counts.append(live[0][1].size // channels)
         return min(counts, default=None)
 
     def depth_of(self, place: str) -> int | None:
@@ -94,16 +103,60 @@ class Case(Datum):
         """The training loss."""
         return self.scalar(None, "loss")
 
-    @cached_property
+    @property
     def learns(self) -> bool | None:
-        """Whether the loss has fallen by a tenth of itself and by more than its own noise; None when it is unknown."""
-        values = self.loss.values[np.isfinite(self.loss.values)]
+        """Whether the loss has fallen by a tenth of itself and beyond its noise; None when it is unknown."""
+        return None if self._fallen is None else self._fallen > 0.1
+
+    @property
+    def thrives(self) -> bool:
+        """Whether the loss is known to have fallen to less than half of where it started."""
+        return self._fallen is not None and self._fallen > 0.5
+
+    @cached_property
+    def _fallen(self) -> float | None:
+        """The share of the first losses that is gone in the last ones; 0 where that is within their noise."""
+        values = self.loss.values
         if len(values) < 6:
             return None
         few = max(2, len(values) // 10)
-        start, end = np.median(values[:few]), np.median(values[-few:])
-        noise = 1.4826 * np.median(np.abs(np.diff(values))) / 2**0.5
-        return bool(start - end > max(0.1 * abs(start), 3 * noise))
+        start, end = float(np.median(values[:few])), float(np.median(values[-few:]))
+        noise = 1.4826 * float(np.median(np.abs(np.diff(values)))) / 2**0.5
+        fallen = start - end
+        return fallen / abs(start) if fallen > 3 * noise and start else 0.0
+
+    @cached_property
+    def output_gap(self) -> Track:
+        """How far evaluation mode's output lies from training mode's, in deviations: of the whole model."""
+        return self.scalar(Site(""), "eval_gap")
+
+    def opening(self, norm: Site) -> Track:
+        """By how much the gap between the modes is wider behind a norm than before it, in deviations."""
+        told = self.summaries(norm.at("input"), "probe")
+        calm = dict(self.summaries(norm.at("input"), "probe_eval"))
+        before = {step: gap(summary, calm[step]) for step, summary in told if step in calm}
+        after = self.scalar(norm, "eval_gap")
+        return Track.of(
+            after.steps, (value - before.get(int(s), np.nan) for s, value in zip(after.steps, after.values))
+        )
+
+    @cached_property
+    def drift(self) -> Layers:
+        """How far the inputs of hidden activations move in ten steps, in deviations, between neighbouring probes.
+
+        Of activations that no norm feeds. Unit by unit: the root mean square of √(Δμ² + Δσ²) over that of σ. Where
+        probes are more than ten steps apart, the distance is divided by as many tens: less than the whole path.
+        """
+        rows: dict[str, Track] = {}
+        for site in self.hidden_activations:
+            told = [] if self.follows_norm(site) else self.summaries(site.at("input"), "probe")
+            moves = [
+                gap(before, after) * min(1.0, DRIFT_STEPS / (step - earlier))
+                for (earlier, before), (step, after) in pairwise(told)
+            ]
+            if moves:
+                rows.setdefault(site.path, Track.of((step for step, _ in told[1:]), moves))
+        return Layers.of(rows)
 
     def scalar(self, site: Site | None, quantity: str) -> Track:
         """A number that the watcher stored for a site, or for the whole run."""
@@ -171,9 +224,10 @@ class Case(Datum):
 
     @cached_property
     def variation(self) -> Layers:
-        """Of the energy E[h²] of every producer's output, the share that differs between samples of the probe.
+        """The deviation of every producer's output between samples of the probe, over its root mean square.
 
-        One minus the correlation of two samples' activations (Schoenholz et al. 2017, section 3), averaged over pairs.
+        Its square is one minus the correlation of two samples' activations (Schoenholz et al. 2017, section 3),
+        averaged over pairs.
         """
         rows: dict[str, Track] = {}
         for site in self.producers:
@@ -181,7 +235,7 @@ class Case(Datum):
             shares = []
             for _, channels in told:
                 energy = float(np.mean(channels.var + channels.mean**2))
-                shares.append(float(np.mean(channels.var)) / energy if energy > 0 else 0.0)
+                shares.append((float(np.mean(channels.var)) / energy) ** 0.5 if energy > 0 else 0.0)
             if told:
                 rows.setdefault(site.path, Track.of((step for step, _ in told), shares))
         return Layers.of(rows)
@@ -220,6 +274,11 @@ class Case(Datum):
         return tuple(found)
 
     # reading ---------------------------------------------------------------------------------------------------------
+
+    def _moments(self, site: Site) -> Moments | None:
+        """The moments per channel of an output at the last probe."""
+        told = self.summaries(site, "probe")[-1:]
+        return told[0][1].channels if told else None
 
     @cached_property
     def _recorded(self) -> dict[str, Site]:

@@ -43,7 +43,11 @@ class Layers(Datum):
 
     def starvation(self) -> Track:
         """How little reaches the first layers: see `starved`. 1 where every layer has its share."""
-        return Track.of(self.steps, [starved(column)[0] for column in self.values.T])
+        return Track.of(self.steps, [starved(column) for column in self.values.T])
+
+    def typical(self) -> Track:
+        """The median over the layers."""
+        return Track.of(self.steps, [np.nanmedian(column) if len(column) else np.nan for column in self.values.T])
 
     def behind(self) -> Track:
         """How the last layer went."""
@@ -54,25 +58,30 @@ class Layers(Datum):
         return Track.of(self.steps, [_flood(column) for column in self.values.T])
 
 
-def starved(column: np.ndarray) -> tuple[float, int]:
-    """The share of the starved beginning of a network, and how many layers it holds.
+def starved(column: np.ndarray) -> float:
+    """How little reaches the beginning of a network: at the split at which the beginning comes off worst.
 
-    The beginning up to layer d is as well off as its best layer, so one branch that is silent (a residual branch
+    The beginning up to a split is as well off as its best layer, so one branch that is silent (a residual branch
     whose scale starts at zero) starves nothing while a skip connection feeds the layers around it. It is compared
-    with the median of the layers behind. The split at which it comes off worst is the one that is told.
+    with the median of the layers behind the split.
 
     Args:
-        column: one number a layer, not negative; NaN is left out but counted as a place.
+        column: one number a layer, not negative; NaN where it was not measured.
     """
-    best, worst, count = 0.0, 1.0, 0
-    for place in range(len(column) - 1):
-        best = np.fmax(best, column[place])
-        rest = column[place + 1 :]
-        rest = rest[np.isfinite(rest)]
-        typical = float(np.median(rest)) if len(rest) else 0.0
-        if typical > 0 and best / typical < worst and np.isfinite(column[place]):
-            worst, count = float(best / typical), place + 1
-    return worst, count
+    return min((_reach(column, place) for place in range(1, len(column))), default=1.0)
+
+
+def starved_layers(column: np.ndarray, threshold: float) -> int:
+    """How many first layers have less than the threshold of what a typical layer behind them has."""
+    below = [place for place in range(1, len(column)) if _reach(column, place) < threshold]
+    return max(below, default=0)
+
+
+def _reach(column: np.ndarray, place: int) -> float:
+    """The best of the layers before `place` over the median of those from it on; 1 where nothing can be compared."""
+    first, rest = (part[np.isfinite(part)] for part in (column[:place], column[place:]))
+    typical = float(np.median(rest)) if len(rest) else 0.0
+    return float(first.max()) / typical if len(first) and typical > 0 else 1.0
 
 
 def _flood(column: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normscope.diagnose.case import Case
+from normscope.terms.activations import activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
 
@@ -99,19 +100,23 @@ def _broken(case: Case) -> list[_Broken]:
 
 
 def _masked(case: Case, site: Site, step: int, source: str) -> bool:
-    """Whether the tensor holds -inf alone, as scores do that a mask shut out before a softmax."""
+    """Whether the tensor holds -inf alone and a softmax reads it: scores that a mask shut out."""
+    function = activation_named(site.kind)
+    if site.what != "input" or function is None or function.name not in ("softmax", "log_softmax"):
+        return False
     summary = case.summary(site, step, source)
     return summary is not None and not (summary.sketch.nan or summary.sketch.pos_inf)
 
 
-def _order(broken: _Broken) -> tuple[int, int, int]:
+def _order(broken: _Broken) -> tuple[int, float, int]:
     """Parameters were there before the step; then activations as they ran; then gradients, from the last layer back."""
     what = broken.site.what
+    depth = broken.site.depth if broken.site.depth >= 0 else np.inf  # the model as a whole comes after its parts
     if what in ("parameter", "statistic"):
-        return 0, broken.site.depth, 0
+        return 0, depth, 0
     if what in ("input", "output"):
-        return 1, broken.site.depth, what == "output"
-    return (2 if what == "gradient" else 3), -broken.site.depth, 0
+        return 1, depth, what == "output"
+    return (2 if what == "gradient" else 3), -depth, 0
 
 
 def _kind(case: Case, first: _Broken) -> str:

@@ -27,9 +27,9 @@ class Track(Datum):
 
     @staticmethod
     def of(steps: Iterable[int], values: Iterable[float]) -> Track:
-        """The track of `values` at `steps`; NaN (not measured) is left out."""
+        """The track of `values` at `steps`; what is not finite was not measured, and is left out."""
         step, value = np.asarray([*steps], dtype=np.int64), np.asarray([*values], dtype=np.float64)
-        seen = ~np.isnan(value)
+        seen = np.isfinite(value)
         return Track(step[seen], value[seen])
 
     def __len__(self) -> int:

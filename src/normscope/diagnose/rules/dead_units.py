@@ -38,7 +38,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
-from normscope.terms.finding import Evidence, Finding, Prescription
+from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 from normscope.terms.site import Site
 
 DEAD = Threshold(
@@ -49,6 +49,9 @@ DEAD = Threshold(
 )
 BLOCKED = Threshold(0.95, "nearly nothing passes the layer: the network behind it sees a constant", "share")
 FEWEST = Threshold(16, "a unit that fires on one input in five is silent on 16 of them with chance 3%", "values")
+UNITS = Threshold(
+    8, "of four units that are each dead with chance 0.3, three are with chance 8%; of eight, five with 6%", "units"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -57,7 +60,7 @@ def check(case: Case) -> Iterator[Finding]:
     for site in case.hidden_activations:
         share = case.scalar(site, "dead")
         since = share.since(above=DEAD.value)
-        if since is not None and case.values_per_channel(site) >= FEWEST.value:
+        if since is not None and _countable(case, site):
             dead[site] = share, since
     if not dead:
         return
@@ -79,10 +82,22 @@ def check(case: Case) -> Iterator[Finding]:
             DEAD.source,
             tuple((site.key, dead[site][0].last) for site in worst),
         ),
-        severity="error" if value > BLOCKED.value else "warning",
+        severity=_severity(case, value),
         since_step=since,
         prescriptions=list(_prescriptions(case, worst, start)),
     )
+
+
+def _countable(case: Case, site: Site) -> bool:
+    """Whether the probe holds enough inputs, and the layer enough units, for a share to say something."""
+    return case.values_per_channel(site) >= FEWEST.value and case.channels(site) >= UNITS.value
+
+
+def _severity(case: Case, share: float) -> Severity:
+    """A network that learns well on what is left of its width has lost little."""
+    if share > BLOCKED.value and not case.thrives:
+        return "error"
+    return "note" if case.thrives else "warning"
 
 
 def _prescriptions(case: Case, dead: list[Site], start: bool) -> Iterator[Prescription]:
@@ -107,7 +122,7 @@ def _relu_stack(bias: float = 0.0, depth: int = 3, width: int = 32) -> nn.Module
 
 SICK = (
     Scene(partial(_relu_stack, -4.0), ("1", "3", "5")),
-    Scene(_relu_stack, optimizer=sgd(5.0)),
+    Scene(_relu_stack, ("3", "5"), optimizer=sgd(4.0)),
 )
 HEALTHY = (
     Scene(_relu_stack),
@@ -121,7 +136,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST},
+    thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
     causes=("vanishing_gradient",),
     sick=SICK,
     healthy=HEALTHY,

@@ -94,8 +94,8 @@ def _tanh_stack(gain: float, depth: int = 20, width: int = 32) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 8))
 
 
-SICK = (Scene(partial(_tanh_stack, 3.0), ("0", "2", "4"), optimizer=sgd(1e-6)),)
-HEALTHY = (Scene(partial(_tanh_stack, 1.3), optimizer=sgd(0.01)),)
+SICK = (Scene(partial(_tanh_stack, 3.0, 30), ("0", "2"), optimizer=sgd(1e-6), steps=8, every=2),)
+HEALTHY = (Scene(partial(_tanh_stack, 1.3), optimizer=sgd(0.01), steps=8, every=2),)
 
 RULE = Rule(
     "NS207",

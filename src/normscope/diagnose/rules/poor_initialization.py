@@ -2,18 +2,18 @@
 
 ## What it finds
 Two starts from which a network does not get away by itself. The signal dies: behind some layer, and in every layer
-after it to the output, all samples give nearly the same activations, less than a four-hundredth of the energy differing
-between them. Or it explodes: the last layers' activations are more than four hundred times as large as the first ones'.
-It must be so at the first probe and stay so; many networks start with little variation at the output and have it
-grown after a few steps.
+after it to the output, all samples give nearly the same, differing by less than a four-hundredth of their size. Or it
+explodes: the last layers' activations are more than four hundred times as large as the first ones'. It must be so at
+the first probe and stay so; many networks start with little variation at the output and have it grown after a few
+steps.
 
 ## Why it hurts
 A network whose output is the same for all samples can only learn the mean of the targets, and its gradients carry no
 information about the input. One whose activations explode starts with a huge loss and huge gradients.
 
 ## Evidence
-On the fixed batch, the share of each layer's energy E[h²] that differs between samples: one minus the correlation of
-two samples' activations. And the root mean square of each layer's output relative to the first's.
+On the fixed batch, the deviation of each layer's output between samples over its root mean square: the root of one
+minus the correlation of two samples. And the root mean square of each layer's output relative to the first's.
 
 ## Prescription
 Draw the weights at the gain of the activation (He for rectifiers, Xavier for tanh), or normalize over the batch before
@@ -47,8 +47,8 @@ from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 ALIKE = Threshold(
     float(np.exp(-6)),
-    "six e-folds: networks train up to a depth of about six of the scales over which the correlation of two samples "
-    "approaches one (Schoenholz et al. 2017, section 4)",
+    "six e-folds: networks train up to a depth of about six of the scales over which samples become alike (Schoenholz "
+    "et al. 2017, section 4)",
     "share",
 )
 EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
@@ -72,8 +72,8 @@ def _dying(case: Case) -> Iterator[Finding]:
     yield _finding(
         case,
         layers,
-        f"From `{layers[0]}` to the output all samples give nearly the same: {least.values[0]:.1e} of the energy "
-        f"differs between them at the first step, {least.last:.1e} at the last.",
+        f"From `{layers[0]}` to the output all samples give nearly the same: they differ by {least.values[0]:.1e} of "
+        f"their size at the first step, and by {least.last:.1e} at the last.",
         Evidence(
             "variation",
             least.last,

@@ -80,7 +80,7 @@ def check(case: Case) -> Iterator[Finding]:
             FLAT.source,
             tuple((site.key, flat[site][0].last) for site in worst),
         ),
-        severity=_severity(case, start),
+        severity=_severity(case),
         since_step=since,
         prescriptions=list(_prescriptions(case, worst, start)),
     )
@@ -91,11 +91,11 @@ def _bounded(site: Site) -> bool:
     return function is not None and function.saturates and None not in (function.low, function.high)
 
 
-def _severity(case: Case, start: bool) -> Severity:
+def _severity(case: Case) -> Severity:
     """Flat and not learning is an error; a network that saturated while it learned may have become sure of itself."""
-    if case.learns:
-        return "warning" if start else "note"
-    return "warning" if case.learns is None else "error"
+    if case.learns is False:
+        return "error"
+    return "note" if case.thrives else "warning"
 
 
 def _prescriptions(case: Case, flat: list[Site], start: bool) -> Iterator[Prescription]:
@@ -142,7 +142,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"flat": FLAT},
-    causes=("vanishing_gradient", "exploding_gradient"),
+    causes=("dead_units", "vanishing_gradient", "exploding_gradient"),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -37,7 +37,7 @@ from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.layers import starved
+from normscope.diagnose.layers import starved_layers
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
@@ -63,16 +63,17 @@ def check(case: Case) -> Iterator[Finding]:
     if since is None:
         return
     column = case.sensitivity.values[:, case.sensitivity.steps == share.steps[-1]][:, 0]
-    ratio, count = starved(column)
+    count = starved_layers(column, STARVED.value)
     layers = [path for path, value in zip(case.sensitivity.paths[:count], column) if np.isfinite(value)]
     severity = _severity(case, layers)
     if severity is None:
         return
     typical = float(np.nanmedian(column[count:]))
+    reach = float(np.nanmax(column[:count])) / typical
     worst = sorted(layers, key=lambda path: column[case.sensitivity.paths.index(path)])
     yield RULE.finding(
         worst,
-        f"The first {len(layers)} of {len(case.sensitivity)} layers, up to `{layers[-1]}`, get at most {ratio:.1e} of "
+        f"The first {len(layers)} of {len(case.sensitivity)} layers, up to `{layers[-1]}`, get at most {reach:.1e} of "
         f"the relative gradient of a typical layer behind them, since step {since}.",
         Evidence(
             "relative_gradient",

@@ -1,0 +1,130 @@
+"""Training mode and evaluation mode compute different functions, and a norm makes the difference.
+
+## What it finds
+Models with norms over the batch whose output on the fixed batch lies more than half a deviation apart in the two modes,
+through the whole second half of the run, when the gap opens at such a norm: its output differs between the modes by
+more than its input does. Dropout also makes the modes differ; where it alone does, no norm opens the gap, and there is
+no finding. A warning when the batches are small, since then it will not go away; a note otherwise, because a network
+that is still moving fast outruns its running averages for a while.
+
+## Why it hurts
+What is trained is not what is used: the loss of training says little about the model that evaluation runs. With small
+batches each sample is normalized by its chance neighbours in training and by the population at inference.
+
+## Evidence
+At each probe both modes run on the same batch with the same parameters: the distance of the outputs' means and
+deviations, channel by channel, in deviations of the training-mode output, at each norm and at the model's output.
+
+## Prescription
+Where running statistics are stale (its own finding, and the cause of this one), recalibrate. Where batches are small,
+replace batch by group or layer normalization, or synchronize the statistics across devices.
+
+## When to ignore
+When the model is always used with batch statistics.
+
+## References
+Ioffe 2017, *Batch Renormalization*, section 2. Wu & He 2018, *Group Normalization*, section 1.
+Li et al. 2019, *Understanding the disharmony between dropout and batch normalization*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Scene, sgd
+from normscope.terms.finding import Evidence, Finding, Prescription
+
+APART = Threshold(
+    0.5,
+    "half a deviation carries a fifth of a normal channel's values across its mean (69% instead of 50%); none of 11 "
+    "healthy networks with batch normalization stayed above it through the second half of 200 steps",
+    "deviations",
+)
+SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch normalization loses accuracy", "samples")
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """One finding with the norms at which the gap opens."""
+    gap = case.output_gap
+    late = gap.late()
+    if not case.normalizes_over_batch or len(late) < 2 or not late.values.min() > APART.value:
+        return
+    opened = {norm: opening for norm in case.norms if (opening := case.opening(norm).last) > APART.value / 2}
+    if not opened:
+        return
+    worst = sorted(opened, key=lambda norm: -opened[norm])
+    small = case.batch_size is not None and case.batch_size < SMALL.value
+    yield RULE.finding(
+        [norm.path for norm in worst],
+        f"On the same batch and parameters the output of evaluation mode lies {gap.last:.2f} deviations from that of "
+        f"training mode; the gap opens at {len(worst)} of {len(case.norms)} norms, most at `{worst[0].place}`"
+        + (f", whose statistics come from {case.batch_size} samples." if small else "."),
+        Evidence(
+            "eval_gap",
+            gap.last,
+            APART.value,
+            tuple(int(step) for step in gap.steps),
+            APART.unit,
+            APART.source,
+            tuple((norm.key, opened[norm]) for norm in worst),
+        ),
+        severity="warning" if small else "note",
+        since_step=gap.since(above=APART.value),
+        prescriptions=[_without_batch(case), _recalibrated(case)] if small else [_recalibrated(case)],
+    )
+
+
+def _without_batch(case: Case) -> Prescription:
+    norms = [norm for norm in case.norms if norm.spec and "N" in norm.spec.over]
+    maps = any(norm.kind.endswith(("2d", "3d")) for norm in norms)
+    to, typed = ("GroupNorm", "nn.GroupNorm(32, channels)") if maps else ("LayerNorm", "nn.LayerNorm(features)")
+    sites = tuple(dict.fromkeys(norm.path for norm in norms))
+    return Prescription(
+        "convert",
+        sites,
+        {"to": to},
+        words=f"replace the batch normalization in {remedies.few(sites)} by `{typed}`",
+        reason="its statistics come from each sample alone, in both modes",
+    )
+
+
+def _recalibrated(case: Case) -> Prescription:
+    return Prescription(
+        "recalibrate",
+        tuple(dict.fromkeys(norm.path for norm in case.norms if norm.spec and norm.spec.keeps_state)),
+        words="take the running statistics anew from some hundred batches: `normscope.recalibrate(model, batches)`",
+        reason="evaluation mode then uses the population's statistics",
+    )
+
+
+def _normed(dropout: float = 0.0, width: int = 32, norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [nn.Linear(width, width, bias=False), norm(width), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(width, 8))
+
+
+SICK = (Scene(_normed, ("1",), batch=2, optimizer=sgd(0.01), steps=60),)
+HEALTHY = (
+    Scene(_normed, steps=60),
+    Scene(partial(_normed, 0.5), steps=60),
+    Scene(partial(_normed, 0.5, norm=nn.LayerNorm), batch=4, steps=60),
+)
+
+RULE = Rule(
+    "NS302",
+    "train_eval_gap",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"apart": APART, "small": SMALL},
+    sick=SICK,
+    healthy=HEALTHY,
+)
