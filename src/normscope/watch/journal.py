@@ -26,7 +26,7 @@ class Journal:
         self.writer = writer
         self._said: set[str] = set()
         self._known: dict[str, Any] = {}
-        self._finite = True
+        self._broken: set[str] = set()
 
     def say(self, text: str, *, step: int | None = None, warn: bool = False) -> None:
         """Note `text`, the first time that it is said; with `warn`, warn the user as well."""
@@ -53,7 +53,7 @@ class Journal:
             self.writer.summary(site, step, "live", summary)
         broken = next((site for site, summary in summaries if summary.sketch.nonfinite), None)
         if broken is not None:
-            self._not_finite(step, f"`{broken.key}`", {"site": broken.key})
+            self._not_finite("site", step, f"`{broken.key}`", {"site": broken.key})
 
     def readings(self, step: int, readings: Iterable[Reading]) -> None:
         """Write what was measured on the fixed batch."""
@@ -82,9 +82,9 @@ class Journal:
         """Write the loss of a step."""
         self.writer.scalar(None, step, "loss", value)
         if not isfinite(value):
-            self._not_finite(step, "the loss", {"quantity": "loss"})
+            self._not_finite("loss", step, "the loss", {"quantity": "loss"})
 
-    def _not_finite(self, step: int, where: str, data: Mapping[str, Any]) -> None:
-        if self._finite:
-            self._finite = False
+    def _not_finite(self, kind: str, step: int, where: str, data: Mapping[str, Any]) -> None:
+        if kind not in self._broken:
+            self._broken.add(kind)
             self.writer.event("nonfinite", f"At step {step} {where} is no longer finite.", step=step, data=data)

@@ -75,8 +75,8 @@ class Observer:
         if self._update is not None and self._plan is not None:
             self._taps = self._guard("taps", self._attached, self._plan, compiled, step=self.step)
 
-    def forward_begins(self) -> None:
-        """A training forward pass of the step begins, the first or a later one."""
+    def forward_begins(self, given: Any) -> None:
+        """A training forward pass of the step begins on the arguments `given`, the first or a later one."""
         taps, update = self._taps, self._update
         if taps is None or self.step is None:
             return
@@ -84,7 +84,7 @@ class Observer:
             if update is None or not update.cleared:
                 return  # a later micro-batch of an accumulated gradient
             self._journal.skipped(self.step, "the gradients were thrown away and the step was begun again")
-        taps.begin()
+        taps.begin(given)
 
     def forward_ends(self, output: Any) -> None:
         """That forward pass is over."""
@@ -163,6 +163,8 @@ class Observer:
         own = _summaries([*update.parameters, *update.gradients, *update.changes])
         passes = self._passes(step, taps, update, own)
         self._journal.live(step, [*passes, *own])
+        if passes and taps is not None and taps.loss is not None and not self.told_loss:
+            self._journal.loss(step, float(taps.loss) / update.scale)
         self._journal.update_ratios(step, own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
@@ -182,8 +184,6 @@ class Observer:
             return []
         if taps.root_gradient is not None:
             self._held = taps.root_gradient / update.scale
-        if taps.loss is not None and not self.told_loss:
-            self._journal.loss(step, float(taps.loss) / update.scale)
         return found
 
 

@@ -34,7 +34,7 @@ class Plan(Datum):
     Attributes:
         sites: the norms, producers and activations, each the site of its output, one for each call; functions among
             them, which only the fixed batch shows.
-        modules: the modules of those sites that call hooks, by path.
+        modules: the modules of those sites that call hooks, by path; the model itself is not among them.
         places: the trainable parameters, each once.
         compiled: paths of the compiled parts, inside which no hook is called.
     """
@@ -53,7 +53,9 @@ class Plan(Datum):
         modules = {
             site.path: all_modules[site.path]
             for site in sites
-            if site.path in all_modules and not any(_is_within(site.path, part) for part in compiled)
+            if site.path in all_modules
+            and site.path
+            and not any(_is_within(site.path, part) for part in compiled)
         }
         return Plan(sites, modules, tuple(_places(model, sites)), compiled)
 
@@ -85,10 +87,11 @@ def input_of(site: Site) -> Site:
     return replace(found, channel_axis=None) if site.kind in ("Embedding", "EmbeddingBag") else found
 
 
-def root_output(model: nn.Module, sites: tuple[Site, ...]) -> Site | None:
-    """The site of the model's own output; None when the model is itself a norm, producer or activation."""
-    if any(site.path == "" for site in sites):
-        return None
+def root_of(model: nn.Module, sites: tuple[Site, ...]) -> Site:
+    """The site of the model's own output: one of `sites` when the model is itself a norm, producer or activation."""
+    own = next((site for site in sites if site.path == ""), None)
+    if own is not None:
+        return own
     ran = [site for site in sites if site.depth >= 0]
     axis = max(ran, key=lambda site: site.depth).channel_axis if ran else -1
     return Site("", kind=type(model).__name__, channel_axis=axis)

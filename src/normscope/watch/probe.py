@@ -18,7 +18,7 @@ from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.walk import sites
 from normscope.terms.site import Site
 from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
-from normscope.watch.plan import Plan, input_of, root_output
+from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.replica import Replica
 from normscope.watch.sample import readable
 
@@ -127,8 +127,8 @@ class FixedBatch:
         return observe(model, after, self.probe, before=before, training=training, grad=pending is not None)
 
     def _show_root(self, view: View, mode: Mode, output: Any) -> None:
-        site = root_output(self._replica.model, self.sites)
-        if site is not None:
+        site = root_of(self._replica.model, self.sites)
+        if site.role == "other":  # otherwise it was seen as one of the sites
             self.show(view, mode, site, first_tensor(output))
 
     def _differentiated(self, pending: _Pending, output: Any, held: Tensor | None, scale: float) -> float | None:

@@ -226,7 +226,7 @@ class Watcher:
         if self._observer.step is None:
             self._observer.begin(self._step, self._due, args, kwargs)
             self._observer.tap(compiled)
-        self._observer.forward_begins()
+        self._observer.forward_begins((args, kwargs))
 
     def _forward_ends(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._is_training(module):
@@ -240,8 +240,10 @@ class Watcher:
             self._evaluated = True
         return torch.is_grad_enabled() and (module.training or self._learns_in_evaluation_mode)
 
-    def _before_step(self, *_: Any) -> None:
-        if self._root_hooks and self._is_here():
+    def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> None:
+        closure = next((value for value in (*args[1:], *kwargs.values()) if value is not None), None)
+        to_come = closure is not None and self._observer.step is None  # it will run the passes inside the step
+        if self._root_hooks and self._is_here() and not to_come:
             self._guard("observer", self._before_update, step=self._step)
 
     def _before_update(self) -> None:
@@ -300,12 +302,15 @@ class Watcher:
             else:
                 self._journal.writer.scalar(None, self._step, name, float(value))
 
-    def _tell_state(self) -> None:
+    def _tell_losses(self) -> None:
         if self._losses:
             values = torch.stack([value.reshape(()).float() for _, value in self._losses]).tolist()
             for (step, _), value in zip(self._losses, values):
                 self._journal.loss(step, value)
             self._losses.clear()
+
+    def _tell_state(self) -> None:
+        self._tell_losses()
         if self._optimizer is not None and self._optimizer.param_groups:
             rate = float(self._optimizer.param_groups[0].get("lr", float("nan")))
             self._journal.writer.scalar(None, self._step, "learning_rate", rate)
@@ -327,7 +332,7 @@ class Watcher:
         self._observer.leave()
         for handle in self._step_hooks:
             handle.remove()
-        self._tell_state()
+        self._tell_losses()
         self._journal.writer.meta(overhead=self.overhead)
         self._journal.writer.event("end", f"Watching ended after {self._step} steps.", step=self._step)
 

@@ -15,7 +15,7 @@ from normscope.terms.site import Site
 from normscope.watch.callers import loss_in_backward
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward
-from normscope.watch.plan import Plan, input_of, root_output
+from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.sample import Row, row_of
 
 
@@ -39,7 +39,7 @@ class Taps:
         for site in plan.sites:
             if site.path in plan.modules:
                 self._sites.setdefault(site.path, []).append((input_of(site), site, site.at("gradient")))
-        self._root = root_output(model, plan.sites)
+        self._root = root_of(model, plan.sites)
         self._handles: list[RemovableHandle] = []
         self._generation = 0  # of the observed forward pass: gradients of an earlier one are not for us
         self.begin()
@@ -61,8 +61,8 @@ class Taps:
         self._generation += 1
         self.running = False
 
-    def begin(self) -> None:
-        """A forward pass begins. What was seen before is forgotten."""
+    def begin(self, given: Any = ()) -> None:
+        """A forward pass begins on the arguments `given`. What was seen before is forgotten."""
         self._generation += 1
         self._calls: Counter[str] = Counter()
         self._again: Counter[str] = Counter()
@@ -74,16 +74,16 @@ class Taps:
         self.reached = False
         self.loss: Tensor | None = None
         self.root_gradient: Tensor | None = None
+        if self._root.role != "other":
+            self._keep(input_of(self._root), first_tensor(given))
 
     def end(self, output: Any = None) -> None:
         """The forward pass is over."""
         self.running = False
         main = first_tensor(output)
-        if self._root is not None and main is not None:
+        if main is not None:
             self._keep(self._root, main)
             self._follow(self._root.at("gradient"), main, root=True)
-        elif main is not None:
-            self._follow(None, main, root=True)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.running and self._calls[path] < len(self._sites[path]):
@@ -111,7 +111,7 @@ class Taps:
         if row is not None:
             self.forward.append(row)
 
-    def _follow(self, site: Site | None, tensor: Tensor, *, root: bool = False) -> None:
+    def _follow(self, site: Site, tensor: Tensor, *, root: bool = False) -> None:
         if not tensor.requires_grad:
             return
         generation = self._generation
@@ -122,11 +122,11 @@ class Taps:
 
         tensor.register_hook(arrive)
 
-    def _arrive(self, site: Site | None, gradient: Tensor, root: bool) -> None:
+    def _arrive(self, site: Site, gradient: Tensor, root: bool) -> None:
         if not self.reached:
             self.reached = True
             self.loss = loss_in_backward(self._thread)
-        if site is not None and site.key not in self.backward:
+        if site.key not in self.backward:
             row = row_of(site, gradient)
             if row is not None:
                 self.backward[site.key] = row

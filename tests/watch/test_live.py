@@ -1,0 +1,383 @@
+"""What is seen of the training itself: the right numbers, of the right step, each once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import normscope as ns
+
+
+def one_layer(weight=(1.0, 2.0)):
+    layer = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([weight]))
+    return layer
+
+
+def values(summary):
+    return float(summary.mean), float(summary.std), summary.low, summary.high, summary.size
+
+
+def events(path, kind):
+    return [event for event in ns.Record(path).events if event.kind == kind]
+
+
+def test_the_numbers_of_a_layer_solved_by_hand(tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(x).sum().backward()  # y = (1, 2); dL/dy = 1; dL/dw = (1, 1)
+            optimizer.step()  # w = (0.9, 1.9)
+    record = watcher.record
+    assert values(record.summary(":input", 0)) == (0.5, 0.5, 0.0, 1.0, 4)
+    assert values(record.summary(":output", 0)) == (1.5, 0.5, 1.0, 2.0, 2)
+    assert values(record.summary(":gradient", 0)) == (1.0, 0.0, 1.0, 1.0, 2)
+    assert values(record.summary("@weight:parameter", 0)) == (1.5, 0.5, 1.0, 2.0, 2)
+    assert values(record.summary("@weight:gradient", 0)) == (1.0, 0.0, 1.0, 1.0, 2)
+    assert values(record.summary("@weight:update", 0)) == pytest.approx((-0.1, 0.0, -0.1, -0.1, 2), abs=1e-7)
+    assert record.series("@weight:update", "update_ratio").values == pytest.approx(
+        [0.1 * np.sqrt(2 / 5), 0.1 * np.sqrt(2 / (0.9**2 + 1.9**2))], rel=1e-5
+    )
+    assert values(record.summary("@weight:parameter", 1))[:2] == pytest.approx((1.4, 0.5))
+    assert record.series(None, "loss").values == pytest.approx([3.0, 2.8])  # found at the root of the backward pass
+    assert record.series(None, "learning_rate").values == pytest.approx([0.1, 0.1])
+
+
+def test_an_in_place_function_does_not_falsify_what_came_before_it(tmp_path):
+    model = nn.Sequential(one_layer((1.0, -1.0)), nn.ReLU(inplace=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        (3 * model(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))).sum().backward()
+        optimizer.step()
+    for source in ("live", "probe"):
+        assert values(watcher.record.summary("0:output", 0, source))[:2] == (0.0, 1.0)  # (1, −1), not (1, 0)
+        assert values(watcher.record.summary("1:input", 0, source))[:2] == (0.0, 1.0)
+        assert values(watcher.record.summary("1:output", 0, source))[:2] == (0.5, 0.5)
+    assert values(watcher.record.summary("0:gradient", 0))[:2] == (1.5, 1.5)  # (3, 0): zero where ReLU is off
+    assert values(watcher.record.summary("1:gradient", 0))[:2] == (3.0, 0.0)
+
+
+def test_micro_batches_are_one_step_and_the_first_is_looked_at(tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            optimizer.zero_grad()
+            for factor in (1.0, 2.0):
+                layer(factor * torch.ones(2, 2)).sum().backward()
+            optimizer.step()
+    record = watcher.record
+    assert list(record.steps) == [0, 1, 2]
+    assert record.summary(":input", 0).mean == 1.0
+    assert record.summary("@weight:gradient", 0).mean == 2.0 + 4.0  # the gradient that the optimizer saw
+    assert events(tmp_path, "skipped") == []
+
+
+@pytest.mark.parametrize("clear", ["before", "after forward"])
+def test_a_step_that_the_scaler_skips_is_marked_and_not_taken_for_a_micro_batch(clear, tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for factor in (float("inf"), 1.0, 1.0):
+            if clear == "before":
+                optimizer.zero_grad()
+            loss = (layer(torch.ones(2, 2)) * factor).sum()
+            if clear == "after forward":
+                optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    record = watcher.record
+    assert list(record.steps) == [0, 1]
+    assert events(tmp_path, "skipped")[0].step == 0
+    assert events(tmp_path, "nonfinite") == []
+    assert record.summary("@weight:gradient", 0).mean == 2.0
+    assert record.summary(":gradient", 1).mean == 1.0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_recorded_without_the_scale_of_the_loss(fused, tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = layer(torch.ones(4, 2)).float().sum()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+    record = watcher.record
+    for step in (0, 1, 2):
+        assert record.summary(":gradient", step).mean == 1.0
+        assert record.summary("@weight:gradient", step).rms == pytest.approx(np.sqrt(0.5), rel=1e-4)  # clipped to 1
+    assert record.series(None, "loss").values[0] == pytest.approx(12.0)
+
+
+def test_a_fused_optimizer_that_was_called_in_vain_is_marked(tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    with ns.watch(layer, optimizer, tmp_path, every=1):
+        scaler.scale((layer(torch.ones(4, 2)) * float("inf")).sum()).backward()
+        scaler.step(optimizer)
+    assert [event.step for event in events(tmp_path, "skipped")] == [0]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.reentrant is None:
+            x = torch.tanh(self.second(x))
+        else:
+            x = checkpoint(lambda x: torch.tanh(self.second(x)), x, use_reentrant=self.reentrant)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputed_forward_is_not_a_second_observation(reentrant, tmp_path):
+    found = {}
+    for kind in (None, reentrant):
+        torch.manual_seed(0)
+        model = Checkpointed(kind)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with ns.watch(model, optimizer, tmp_path / str(kind), every=1) as watcher:
+            for _ in range(2):
+                model(torch.randn(3, 4)).sum().backward()
+                optimizer.step()
+        record = watcher.record
+        found[kind] = {
+            site.key: values(record.summary(site, 1))
+            for site in record.sites
+            if record.summary(site, 1) is not None and "/" not in site.path
+        }
+    assert found[None].keys() == found[reentrant].keys()
+    assert found[None]["second:gradient"] == found[reentrant]["second:gradient"]
+    assert found[None] == found[reentrant]
+
+
+def test_a_module_called_several_times_is_several_sites_and_one_never_called_none(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.idle = one_layer((1.0, 1.0)), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x) + self.layer(2 * x)
+
+    model = Twice()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    record = watcher.record
+    assert record.summary("layer:input", 0).mean == 1.0
+    assert record.summary("layer#1:input", 0).mean == 2.0
+    assert not {"idle:output", "idle@weight:gradient"} & {site.key for site in record.sites}
+
+
+@dataclass
+class Answer:
+    main: torch.Tensor
+    extra: str = ""
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda y: {"logits": y, "note": "text"},
+        lambda y: (y, None),
+        lambda y: Answer(y),
+        lambda y: None,
+    ],
+    ids=["dict", "tuple", "dataclass", "nothing"],
+)
+def test_any_output_will_do(shape, tmp_path, faults):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = one_layer()
+
+        def forward(self, *, x):
+            self.kept = self.layer(x)
+            return shape(self.kept)
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x=torch.ones(2, 2))
+            model.kept.sum().backward()
+            optimizer.step()
+    assert faults(tmp_path) == []
+    assert watcher.record.summary("layer:gradient", 2).mean == 1.0
+    assert watcher.record.summary("layer:output", 0, "probe").mean == 3.0
+
+
+def test_complex_and_integer_tensors_are_recorded(tmp_path, faults):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(5, 4)
+            self.wave = nn.Linear(4, 4, dtype=torch.complex64)
+
+        def forward(self, ids):
+            return self.wave(self.embed(ids).to(torch.complex64)).abs()
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            model(torch.tensor([[0, 1], [2, 3]])).sum().backward()
+            optimizer.step()
+    assert faults(tmp_path) == []
+    assert watcher.record.summary("embed:input", 0).mean == 1.5
+    assert watcher.record.summary("wave:output", 0).size == 2 * 2 * 4 * 2  # real and imaginary parts
+    assert watcher.record.summary("wave:output", 0, "probe") is not None
+
+
+def test_packed_sequences_are_recorded(tmp_path, faults):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(2, 3, batch_first=True)
+
+        def forward(self, packed):
+            out, _ = self.rnn(packed)
+            return out.data.sum()
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            model(packed).backward()
+            optimizer.step()
+    assert faults(tmp_path) == []
+    assert watcher.record.summary("rnn:output", 1).size == 4 * 3
+
+
+def test_the_first_value_that_is_not_finite_is_told_with_its_place(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.tensor([[1.0, float("nan")]])
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            model(batch).sum().backward()
+            optimizer.step()
+    place, loss = events(tmp_path, "nonfinite")
+    assert place.step == 0 and place.data["site"] == "0:input"
+    assert loss.step == 0 and loss.data["quantity"] == "loss"
+    assert watcher.record.summary("0:input", 0).nonfinite_share == 0.5
+
+
+def test_only_training_forward_passes_count(tmp_path, trainings, faults):
+    training = trainings["mlp"]
+    model, optimizer = training.start()
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            with torch.no_grad():
+                model(torch.full((2, 8), 100.0))
+            model.eval()
+            model(torch.full((2, 8), 100.0))
+            model.train()
+            torch.func.functional_call(model, dict(model.named_parameters()), torch.ones(2, 8)).sum()
+            torch.func.vmap(lambda x: model(x), randomness="different")(torch.full((2, 8), 100.0))
+            model(torch.full((2, 8), 100.0))  # in training mode, but no backward pass follows
+            training.one_step(model, optimizer)
+    assert faults(tmp_path) == []
+    for step in range(3):
+        assert watcher.record.summary("0:input", step).high < 50
+
+
+def test_a_model_that_learns_in_evaluation_mode_is_watched_from_the_second_step(tmp_path):
+    layer = one_layer().eval()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            layer(torch.ones(2, 2)).sum().backward()
+            optimizer.step()
+    record = watcher.record
+    assert list(record.series("@weight:parameter", "mean").steps) == [0, 1, 2]
+    assert list(record.series(":output", "mean", source="live").steps) == [1, 2]
+
+
+def test_a_closure_that_runs_the_passes_inside_the_step(tmp_path, faults):
+    layer = one_layer()
+    optimizer = torch.optim.LBFGS(layer.parameters(), lr=0.1, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (layer(torch.eye(2)) ** 2).sum()
+        loss.backward()
+        return loss
+
+    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            optimizer.step(closure)
+    assert faults(tmp_path) == []
+    assert list(watcher.record.series(":output", "mean", source="live").steps) == [0, 1, 2]
+    assert watcher.record.summary("@weight:gradient", 0) is not None
+    assert watcher.record.series("@weight:update", "update_ratio").values[0] > 0
+
+
+def test_a_forward_that_raises_is_begun_again(tmp_path, faults):
+    model = nn.Sequential(one_layer((1.0, 1.0)), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+        with pytest.raises(RuntimeError):
+            model(torch.ones(2, 3))
+        model(torch.ones(2, 2)).sum().backward()
+        optimizer.step()
+    assert faults(tmp_path) == []
+    assert watcher.record.summary("0:input", 0).size == 4
+
+
+def test_a_gan_is_two_watchers(tmp_path, faults):
+    torch.manual_seed(0)
+    g, d = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)), nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
+    og, od = torch.optim.Adam(g.parameters()), torch.optim.Adam(d.parameters())
+    with ns.watch(g, og, tmp_path / "g", every=1) as wg, ns.watch(d, od, tmp_path / "d", every=2) as wd:
+        for _ in range(4):
+            od.zero_grad()
+            loss = F.softplus(-d(torch.randn(8, 2))).mean() + F.softplus(d(g(torch.randn(8, 2)).detach())).mean()
+            loss.backward()
+            od.step()
+            og.zero_grad()
+            F.softplus(-d(g(torch.randn(8, 2)))).mean().backward()
+            og.step()
+    assert faults(tmp_path / "g") == faults(tmp_path / "d") == []
+    assert list(wg.record.steps) == [0, 1, 2, 3] and list(wd.record.steps) == [0, 2]
+    assert wg.record.summary("2:gradient", 3) is not None and wd.record.summary("1:gradient", 2) is not None
+
+
+def test_two_watchers_of_one_model_see_the_same(tmp_path, trainings):
+    training = trainings["conv"]
+    model, optimizer = training.start()
+    with (
+        ns.watch(model, optimizer, tmp_path / "a", every=1) as a,
+        ns.watch(model, optimizer, tmp_path / "b", every=1) as b,
+    ):
+        for _ in range(3):
+            training.one_step(model, optimizer)
+    for site in a.record.sites:
+        for source in ("live", "probe", "probe_eval"):
+            assert a.record.summary(site, 0, source) == b.record.summary(site, 0, source)
