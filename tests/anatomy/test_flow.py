@@ -93,6 +93,7 @@ def test_transparent_calls_are_seen_through(flow_of):
     assert list(flow.chain("producer", "norm")) == [(first, norm)]
     assert list(flow.chain("producer", "norm", "producer", "activation")) == [(first, norm, second, last)]
     assert [chain[0].path for chain in flow.chain("Dropout", "norm")] == ["drop"]
+    assert list(flow.chain("producer", "Dropout", "norm")) == [(first, *flow.at("drop"), norm)]
     assert list(flow.chain("producer", "activation")) == [(second, last)]
     assert list(flow.chain("producer", "activation", sole=True)) == []
     assert list(flow.chain("producer", "norm", sole=True)) == [(first, norm)]
@@ -267,3 +268,9 @@ def test_values_that_die_do_not_lend_their_identity():
         if call.kind == "add":
             assert [flow.calls[index].kind for index in call.inputs] == ["tanh", "ones_like"]
     assert len(ones) == 50
+
+
+def test_a_part_that_cannot_be_read_leaves_no_other_trace():
+    """Reading a weight while fx traces must not become a part of the flow."""
+    flow = symbolic(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.LayerNorm(2))))
+    assert [(call.path, call.inputs) for call in flow.calls] == [("0", (INPUT,)), ("1", (0,)), ("2.0", (1,))]

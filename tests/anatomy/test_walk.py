@@ -223,3 +223,16 @@ def test_a_second_name_in_the_same_module_is_an_alias():
 def test_a_deep_model_is_walked_once():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(300)))
     assert len(sites(model)) == len(sites(model, torch.ones(1, 2))) == 600
+
+
+def test_a_part_of_a_site_that_is_called_by_itself_is_one_too():
+    class Borrows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(2, 1)
+
+        def forward(self, x):
+            return self.attention.out_proj(x)
+
+    found = sites(Borrows(), torch.ones(3, 2))
+    assert told(found, "path", "depth") == [("attention.out_proj", 0), ("attention", -1)]

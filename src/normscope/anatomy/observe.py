@@ -170,7 +170,8 @@ class _Observer(TorchFunctionMode):
         return output
 
     def _hooked(self, path: str, module: nn.Module) -> tuple[Any, Any]:
-        kind, role, opaque = kind_of(module), role_of(module), is_opaque(module)
+        kind, role = kind_of(module), role_of(module)
+        opaque = role != "other" or _is_leaf_of_torch(module)
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             if self._opaque is not None:
@@ -242,8 +243,11 @@ class _Observer(TorchFunctionMode):
 
 def is_opaque(module: nn.Module) -> bool:
     """Whether a run tells `module` as one call and not by its parts: norms, producers, activations, torch's leaves."""
-    from_torch = type(module).__module__.partition(".")[0] == "torch"
-    return role_of(module) != "other" or (from_torch and not any(True for _ in module.children()))
+    return role_of(module) != "other" or _is_leaf_of_torch(module)
+
+
+def _is_leaf_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "torch" and not module._modules
 
 
 def function_name(func: Any) -> str:

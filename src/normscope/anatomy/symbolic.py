@@ -34,7 +34,7 @@ def read(model: nn.Module) -> tuple[tuple[Call, ...], tuple[int, ...]]:
         return (Call(0, "", kind_of(model), inputs=(INPUT,), role=role_of(model), module=model),), (0,)
     try:
         with isolated(model):
-            graph = _Reader().trace(model, _defaults(model))
+            graph = _Reader(model).trace(model, _defaults(model))
     except Exception as error:  # whatever the user's forward does with a proxy
         raise Unreadable(str(error)) from error
     return _calls(graph, model)
@@ -48,8 +48,13 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 class _Reader(fx.Tracer):
     """Takes norms, producers and activations of any package as leaves, and parts that it cannot read as well."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Asked beforehand: while fx traces, reading a module's weight is taken for a part of the graph.
+        self._opaque = {module for module in model.modules() if is_opaque(module)}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_opaque(m) or super().is_leaf_module(m, module_qualified_name)
+        return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         stack, last = self.module_stack.copy(), next(reversed(self.graph.nodes))

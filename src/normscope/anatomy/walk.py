@@ -89,67 +89,69 @@ def _outermost(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
             yield from _outermost(child, f"{path}.{name}" if path else name)
 
 
-def _site(path: str, module: nn.Module, aliases: tuple[str, ...]) -> Site:
-    return Site(
-        path,
-        role=role_of(module),
-        kind=kind_of(module),
-        channel_axis=_own_axis(module, None),
-        spec=spec_of(module),
-        aliases=aliases,
-    )
+def _site(path: str, module: nn.Module, aliases: tuple[str, ...] = ()) -> Site:
+    site = Site(path, role=role_of(module), kind=kind_of(module), spec=spec_of(module), aliases=aliases)
+    return replace(site, channel_axis=_own_axis(site, module, None))
 
 
 def _run(model: nn.Module, at_rest: dict[str, Site], probe: Probe) -> tuple[Site, ...]:
     """The sites of the calls in one run, then those of the modules that did not run."""
     calls: list[Call] = []
+    found: list[Site] = []
     axes: list[tuple[int, int | None]] = []  # of each call: axes of its output, and which of them holds channels
 
     def follow(call: Call, inputs: Any, output: Any) -> None:
+        site = _called(call, at_rest)
         tensor = first_tensor(output)
         rank = tensor.ndim if tensor is not None else 0
         calls.append(call)
-        axes.append((rank, _channel_axis(call, rank, axes)))
+        axes.append((rank, _channel_axis(call, site, rank, axes)))
+        if site is not None:
+            found.append(replace(site, call=call.call, depth=len(found), channel_axis=axes[-1][1]))
 
     observe(model, follow, probe, training=False)
     feeds = _feeds(Flow(tuple(calls)))
-    feeds = _feeds(Flow(tuple(calls)))
-    found = []
-    for call in calls:
-        if (call.path in at_rest) if call.module is not None else (call.role == "activation"):
-            site = at_rest.get(call.path) or Site(call.path, role=call.role, kind=call.kind)
-            place = {"call": call.call, "depth": len(found), "channel_axis": axes[call.index][1]}
-            found.append(replace(site, **place, feeds=feeds.get((call.path, call.call))))
-    seen = {site.path for site in found}
-    return (*found, *(site for path, site in at_rest.items() if path not in seen))
+    ran = {site.path for site in found}
+    return (
+        *(replace(site, feeds=feeds.get((site.path, site.call))) for site in found),
+        *(site for path, site in at_rest.items() if path not in ran),
+    )
+
+
+def _called(call: Call, at_rest: dict[str, Site]) -> Site | None:
+    """The site of a call; None when it is none: a function that is no activation, a module of no interest."""
+    if call.module is None:
+        return Site(call.path, role=call.role, kind=call.kind) if call.role == "activation" else None
+    if call.role == "other":
+        return None
+    return at_rest.get(call.path) or _site(call.path, call.module)
 
 
 def _feeds(flow: Flow | None) -> dict[tuple[str, int], str | None]:
     """By path and number of call: the activation function that takes the value of a norm or producer at once."""
-    calls = flow.calls if flow is not None else ()
-    return {(call.path, call.call): flow.feeds(call) for call in calls if call.role in ("norm", "producer")}  # type: ignore[union-attr]
+    if flow is None:
+        return {}
+    return {(call.path, call.call): flow.feeds(call) for call in flow.calls if call.role in ("norm", "producer")}
 
 
-def _channel_axis(call: Call, rank: int, axes: list[tuple[int, int | None]]) -> int | None:
+def _channel_axis(call: Call, site: Site | None, rank: int, axes: list[tuple[int, int | None]]) -> int | None:
     """The axis of channels in a call's output: its own, or that of the value it works on, or the usual one."""
     if not rank:
         return None
-    if call.module is not None and call.role in ("norm", "producer"):
-        return _own_axis(call.module, rank)
-    if call.kind in _REARRANGING:
-        return 1 if rank >= 3 else -1
-    for index in call.inputs:
-        if index >= 0 and axes[index][0] == rank:
-            return axes[index][1]
+    if site is not None and call.module is not None and site.role != "activation":
+        return _own_axis(site, call.module, rank)
+    if call.kind not in _REARRANGING:
+        for index in call.inputs:
+            if index >= 0 and axes[index][0] == rank:
+                return axes[index][1]
     return 1 if rank >= 3 else -1
 
 
-def _own_axis(module: nn.Module, rank: int | None) -> int | None:
-    """Where `module` puts channels in an output of `rank` axes (None: with a batch axis)."""
+def _own_axis(site: Site, module: nn.Module, rank: int | None) -> int | None:
+    """Where a norm or producer puts channels in an output of `rank` axes (None: with a batch axis)."""
     if isinstance(module, nn.modules.conv._ConvNd):
         unbatched = rank == len(module.kernel_size) + 1
         return 0 if unbatched else 1
-    spec = spec_of(module)
-    if spec is not None:
-        return 1 if spec.layout == "channels_first" and rank != 1 else -1
-    return -1 if role_of(module) == "producer" else None
+    if site.spec is not None:
+        return 1 if site.spec.layout == "channels_first" and rank != 1 else -1
+    return -1 if site.role == "producer" else None
