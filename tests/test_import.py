@@ -1,15 +1,20 @@
 """``import normscope`` is light, and every public name is there."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import normscope
 
-OPTIONAL = """altair vl_convert pandas pyarrow sklearn scipy matplotlib typer click rich triton numba lightning
-pytorch_lightning transformers timm torchvision wandb tensorboard mlflow""".split()
+OPTIONAL = {
+    *("altair", "vl_convert", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "typer", "click", "rich"),
+    *("triton", "numba", "lightning", "pytorch_lightning", "transformers", "timm", "torchvision"),
+    *("wandb", "tensorboard", "mlflow"),
+}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -25,14 +30,14 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_normscope_loads_no_optional_package_and_not_even_torch():
     loaded = loaded_by("import normscope")
     assert "normscope" in loaded
-    assert not loaded & {*OPTIONAL, "torch"}
+    assert not loaded & (OPTIONAL | {"torch"})
 
 
 def test_the_whole_core_loads_no_optional_package():
     loaded = loaded_by("import normscope as ns\nfor name in ns.__all__: getattr(ns, name)")
     assert {"torch", "numpy"} <= loaded
     # torch brings its own: what a bare `import torch` loads is not ours to answer for.
-    assert not (loaded - loaded_by("import torch, torch.fx, torch.distributed")) & set(OPTIONAL)
+    assert not (loaded - loaded_by("import torch, torch.fx, torch.distributed")) & OPTIONAL
 
 
 @pytest.mark.parametrize("name", normscope.__all__)
@@ -44,3 +49,15 @@ def test_every_public_name_is_there(name):
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'diagnoze'"):
         _ = normscope.diagnoze  # pyright: ignore
+
+
+def test_editors_see_the_names_that_are_there():
+    stub = Path(normscope.__file__).with_suffix(".pyi")
+    typed = {
+        alias.asname: f"{node.module}:{alias.name}"
+        for node in ast.parse(stub.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    table = {name: place if ":" in place else f"normscope:{name}" for name, place in normscope._FACE.items()}
+    assert typed == table

@@ -7,7 +7,7 @@ loaded when they are first asked for, so ``import normscope`` costs nothing that
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _FACE: dict[str, str] = {
     # watch
     "watch": "normscope.watch.session:watch",
     "Watcher": "normscope.watch.session:Watcher",
-    "Probe": "normscope.watch.probe:Probe",
+    "Probe": "normscope.anatomy.batch:Probe",
     "Record": "normscope.record.reader:Record",
     # diagnose
     "diagnose": "normscope.diagnose.engine:diagnose",
@@ -40,6 +40,10 @@ _FACE: dict[str, str] = {
     "treat": "normscope.treat.treatment:treat",
     "convert": "normscope.treat.treatments.convert:convert",
     "recalibrate": "normscope.treat.treatments.recalibrate:recalibrate",
+    "fold": "normscope.treat.treatments.fold:fold",
+    "freeze": "normscope.treat.treatments.freeze:freeze",
+    "unfreeze": "normscope.treat.treatments.freeze:unfreeze",
+    "parameter_groups": "normscope.treat.parameter_groups:parameter_groups",
     "trial": "normscope.treat.trial:trial",
     "Treated": "normscope.treat.treatment:Treated",
     "Trial": "normscope.terms.verdict:Trial",
@@ -65,7 +69,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_FACE})
-
-
-if TYPE_CHECKING:
-    pass
