@@ -43,6 +43,10 @@ def change(run, sql, *arguments):
     [
         (lambda place: None, "nothing at `{place}`"),
         (lambda place: place.mkdir(), "a directory without any rank<N>.sqlite at `{place}`"),
+        (
+            lambda place: (place / "rank0.sqlite").mkdir(parents=True),
+            "a file that cannot be opened (unable to open database file) at `{place}/rank0.sqlite`",
+        ),
         (lambda place: place.touch(), "a file of zero bytes at `{place}`"),
         (
             lambda place: place.write_bytes(b"junk" * 1000),

@@ -1,6 +1,7 @@
 """The writer takes anything at once, from anywhere, and the record says what it lacks."""
 
 import os
+import signal
 import sqlite3
 import threading
 import warnings
@@ -127,6 +128,36 @@ def test_a_full_queue_drops_samples_first_and_says_so(run, summary, quick, recwa
     assert "crash" in {event.kind for event in record.events}
 
 
+def test_a_full_queue_takes_nonsense_too(run, summary, quick, recwarn):
+    writer = Writer(run, flush_every=1e6, queue_limit=2)
+    with locked(run):
+        for step in (1, 2, "zero", None, object(), 5, 4):
+            writer.summary(Site("fc"), step, "live", summary())  # pyright: ignore
+    writer.close()
+    dropped = [event.data for event in Record(run).events if event.kind == "dropped"]
+    assert sum(data["summary"] for data in dropped) == writer.dropped == 5
+    steps = {data[name] for data in dropped for name in ("first_step", "last_step")} - {None}
+    assert (min(steps), max(steps)) == (4, 5)
+
+
+def test_a_number_may_have_any_name(run):
+    with Writer(run) as writer:
+        for name in ("summary", "mean", "live"):
+            writer.scalar(Site("fc"), 0, name, 1.0)
+            writer.scalar(None, 0, name, 2.0)
+    record = Record(run)
+    assert record.quantities(None) == record.quantities("fc") == ("live", "mean", "summary")
+    assert record.series("fc", "summary").last == 1.0 and record.series(None, "mean").last == 2.0
+
+
+def test_what_was_refused_supersedes_nothing(run, recwarn):
+    with Writer(run) as writer:
+        writer.scalar(None, 3, "loss", 1.0)
+    with Writer(run) as writer:
+        writer.scalar("fc", 0, "loss", 2.0)  # pyright: ignore
+    assert values(run, None, "loss") == {3: 1.0}
+
+
 def test_closing_does_not_wait_for_a_disk_that_refuses(run, summary, quick, recwarn):
     writer = Writer(run, flush_every=1e6)
     with locked(run):
@@ -217,6 +248,7 @@ def test_a_forked_child_neither_writes_nor_hangs(run, summary):
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork, which is the very point
         child = os.fork()
     if child == 0:
+        signal.alarm(20)  # so that a hanging child is a failure
         writer.summary(Site("worker"), 1, "live", summary())
         writer.event("note", "from the worker")
         writer.close()

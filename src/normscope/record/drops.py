@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
+from operator import index
 from typing import Any
 
 
@@ -40,6 +42,7 @@ class Drops:
         return {**self._counts, "first_step": first, "last_step": last}
 
     def _reach(self, step: int | None) -> None:
-        if step is not None:
-            low, high = self._steps or (step, step)
-            self._steps = min(low, step), max(high, step)
+        with suppress(TypeError):  # whatever was given for a step, the count stands
+            place = index(step)  # pyright: ignore[reportArgumentType]
+            low, high = self._steps or (place, place)
+            self._steps = min(low, place), max(high, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from os import PathLike
@@ -98,7 +99,7 @@ class Record:
             sources = _sources(there[tensor]) if tensor else set()
             if sources and SHIFTS.get(name, set()) <= sources:
                 derived.append(name)
-        return (*derived, *sorted({name for contents in there.values() for name in contents} - {"summary"}))
+        return (*derived, *sorted({name for contents in there.values() for name in contents} - {""}))
 
     def series(self, site: Site | str | None, quantity: str, *, source: str | None = None) -> Series:
         """One quantity at one site over the steps; empty where the record has nothing of it.
@@ -169,12 +170,10 @@ class Record:
         """
         if distance not in DISTANCES:
             raise unknown("distance", distance, tuple(DISTANCES), "distances between summaries are a closed list")
-        for name, value, allowed in (
-            ("reference", against, ("previous", "start")),
-            ("kind of shift", kind, ("internal", "external")),
-        ):
-            if value not in allowed:
-                raise unknown(name, value, allowed, "a shift is measured against something")
+        if against not in ("previous", "start"):
+            raise unknown("reference", against, ("previous", "start"), "a probe is compared with an earlier probe")
+        if kind not in ("internal", "external"):
+            raise unknown("kind of shift", kind, ("internal", "external"), "parameters move a layer, or data do")
         tensor = self._tensor(site)
         probes = self.summaries(tensor, "probe")
         if kind == "external":
@@ -224,18 +223,22 @@ class Record:
     def _ranks(self) -> list[RankFile]:
         """The files as they are now, lowest rank first; one that another process is about to fill is left out."""
         found = self._found()
-        filled = [file for file in found if file.stat().st_size] or list(found)
+        filled = [file for file in found if _size(file)] or list(found)
         for file in filled:
             if file not in self._files:
                 self._files[file] = RankFile(file, found[file])
         return [self._files[file] for file in filled]
 
     def _found(self) -> dict[Path, int]:
-        if self._where.is_file():
-            return {self._where: schema.rank_of(self._where) or 0}
-        if not self._where.is_dir():
-            raise schema.not_a_record(self.path, "nothing")
-        ranks = {file: rank for file in self._where.iterdir() if (rank := schema.rank_of(file)) is not None}
+        if os.path.isfile(self._where):
+            return {self._where: schema.rank_of(self._where.name) or 0}
+        try:
+            names = os.listdir(self._where)
+        except FileNotFoundError:
+            raise schema.not_a_record(self.path, "nothing") from None
+        except OSError as error:
+            raise schema.not_a_record(self.path, f"a directory that cannot be read ({error.strerror})") from error
+        ranks = {self._where / name: rank for name in names if (rank := schema.rank_of(name)) is not None}
         if not ranks:
             raise schema.not_a_record(self.path, "a directory without any rank<N>.sqlite")
         return dict(sorted(ranks.items(), key=lambda item: item[1]))
@@ -263,7 +266,7 @@ class Record:
         return Series.of(tensor, quantity, "", steps, total / np.bincount(place, minlength=len(steps)))
 
     def _check_known(self, quantity: str, names: Sequence[str]) -> None:
-        known = {*names, *_contents(self._ranks(), None)} - {"summary"}
+        known = {*names, *_contents(self._ranks(), None)} - {""}
         if quantity not in known:
             raise unknown("quantity", quantity, known, "it is neither derived from summaries nor stored in this record")
 
@@ -277,8 +280,15 @@ def _contents(ranks: Sequence[RankFile], key: str | None) -> dict[str, set[str]]
     return contents
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
 def _sources(contents: Mapping[str, set[str]]) -> set[str]:
-    return contents.get("summary", set())
+    return contents.get("", set())
 
 
 def _merged(parts: Sequence[Summary]) -> Summary:

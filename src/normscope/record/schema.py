@@ -92,7 +92,7 @@ CREATE TABLE scalar (
     PRIMARY KEY (site, quantity, step, segment)
 ) WITHOUT ROWID;
 
--- What there is: one row for every series of scalars, and for every run of summaries (quantity 'summary').
+-- What there is: one row for every series of scalars, and for every run of summaries (quantity '').
 CREATE TABLE contents (
     segment    INTEGER NOT NULL REFERENCES segment (id),
     site       INTEGER NOT NULL,
@@ -126,9 +126,9 @@ def file_name(rank: int) -> str:
     return f"rank{rank}.sqlite"
 
 
-def rank_of(file: Path) -> int | None:
-    """The rank whose file this is, or None for any other file."""
-    match = _FILE.match(file.name)
+def rank_of(name: str) -> int | None:
+    """The rank whose file has this name, or None for any other file."""
+    match = _FILE.match(name)
     return int(match[1]) if match else None
 
 

@@ -137,22 +137,24 @@ class Sink:
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[str]:
         refused: list[str] = []
+        steps: list[int] = []
         for row in rows:
             try:
                 place = (self._place(connection, row),) if row.table in _AT_A_STEP else ()
                 connection.execute(_INSERT[row.table], (self._segment, *place, *row.values))
+                steps += row.values[:1] if row.table in _AT_A_STEP else ()
             except _UNFIT as error:  # noqa: PERF203 (one bad row must not cost the others)
                 refused.append(f"a {row.table} could not be written: {error!r}")
         for reason in dict.fromkeys(refused):
             connection.execute(_INSERT["event"], (self._segment, *event_row("fault", reason).values))
-        self._supersede(connection, min((row.values[0] for row in rows if row.table in _AT_A_STEP), default=None))
+        self._supersede(connection, min(steps, default=None))
         return refused
 
     def _place(self, connection: sqlite3.Connection, row: Row) -> int:
         """The number of the row's site, which is noted, as is what the record now has of it."""
         number = self._site(connection, row.site)
         step, name = row.values[:2]
-        content = (number, "summary", name) if row.table == "summary" else (number, name, "")
+        content = (number, "", name) if row.table == "summary" else (number, name, "")
         if content not in self._contents:
             connection.execute(_CONTENTS, (self._segment, *content, step))
             self._contents.add(content)
