@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import normscope as ns
 from normscope.terms.errors import NormscopeWarning
+from normscope.watch.session import watch
 
 
 @pytest.mark.parametrize("every", [1, "auto"])
@@ -18,7 +19,7 @@ def test_a_watched_training_is_bitwise_the_unwatched_one(training, every, given,
     alone = training.run()
     torch.manual_seed(7)
     probe = {"probe": (training.batch(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])), "loss_fn": _loss} if given else {}
-    watched = training.run(watching=lambda m, o: ns.watch(m, o, tmp_path, every=every, **probe))
+    watched = training.run(watching=lambda m, o: watch(m, o, tmp_path, every=every, **probe))
     for part, left in alone.items():
         assert same(left, watched[part]), part
     assert faults(tmp_path) == []
@@ -34,10 +35,10 @@ POINTS = [
     "normscope.watch.taps:row_of",
     "normscope.watch.update:row_of",
     "normscope.watch.observer:summarize",
-    "normscope.watch.probe:sites",
+    "normscope.watch.fixed_batch:sites",
     "normscope.watch.observer:FixedBatch",
-    "normscope.watch.probe:observe",
-    "normscope.watch.probe:first_tensor",
+    "normscope.watch.fixed_batch:observe",
+    "normscope.watch.fixed_batch:first_tensor",
     "normscope.watch.measure:summary_of",
     "normscope.watch.replica:_take_buffers",
     "normscope.watch.taps:first_tensor",
@@ -62,7 +63,7 @@ def test_a_fault_inside_never_reaches_the_loop(point, often, trainings, same, tm
     monkeypatch.setattr(*_failing(holder, attribute, often))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", NormscopeWarning)
-        watched = training.run(12, watching=lambda m, o: ns.watch(m, o, tmp_path, every=1))
+        watched = training.run(12, watching=lambda m, o: watch(m, o, tmp_path, every=1))
     of_ours = [str(warning.message) for warning in warned if warning.category is NormscopeWarning]
     assert len(of_ours) == 1 or (often < 1 and not of_ours)
     for part, left in alone.items():
@@ -87,10 +88,10 @@ def _failing(holder, attribute, often):
 
 
 def test_a_fault_is_recorded_with_its_traceback_and_the_part_is_switched_off(trainings, tmp_path, monkeypatch):
-    monkeypatch.setattr(*_failing("normscope.watch.probe", "observe", 1.0))
+    monkeypatch.setattr(*_failing("normscope.watch.fixed_batch", "observe", 1.0))
     monkeypatch.setattr(*_failing("normscope.watch.update", "calling_scaler", 1.0))
     with pytest.warns(NormscopeWarning, match="The training goes on"):
-        trainings["mlp"].run(12, watching=lambda m, o: ns.watch(m, o, tmp_path, every=1))
+        trainings["mlp"].run(12, watching=lambda m, o: watch(m, o, tmp_path, every=1))
     record = ns.Record(tmp_path)
     told = [event for event in record.events if event.kind == "fault"]
     assert [event.data["off"] for event in told if event.data["part"] == "observer"] == [False, False, True]
@@ -102,7 +103,7 @@ def test_an_interrupt_passes_and_the_record_tells_it(trainings, tmp_path):
     model, optimizer = trainings["mlp"].start()
 
     def interrupted():
-        with ns.watch(model, optimizer, tmp_path, every=1):
+        with watch(model, optimizer, tmp_path, every=1):
             trainings["mlp"].one_step(model, optimizer)
             raise KeyboardInterrupt
 

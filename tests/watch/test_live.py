@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import normscope as ns
+from normscope.watch.session import watch
 
 
 def one_layer(weight=(1.0, 2.0)):
@@ -31,7 +32,7 @@ def test_the_numbers_of_a_layer_solved_by_hand(tmp_path):
     layer = one_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(2):
             optimizer.zero_grad()
             layer(x).sum().backward()  # y = (1, 2); dL/dy = 1; dL/dw = (1, 1)
@@ -54,7 +55,7 @@ def test_the_numbers_of_a_layer_solved_by_hand(tmp_path):
 def test_an_in_place_function_does_not_falsify_what_came_before_it(tmp_path):
     model = nn.Sequential(one_layer((1.0, -1.0)), nn.ReLU(inplace=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         (3 * model(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))).sum().backward()
         optimizer.step()
     for source in ("live", "probe"):
@@ -68,7 +69,7 @@ def test_an_in_place_function_does_not_falsify_what_came_before_it(tmp_path):
 def test_micro_batches_are_one_step_and_the_first_is_looked_at(tmp_path):
     layer = one_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             optimizer.zero_grad()
             for factor in (1.0, 2.0):
@@ -86,7 +87,7 @@ def test_a_step_that_the_scaler_skips_is_marked_and_not_taken_for_a_micro_batch(
     layer = one_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for factor in (float("inf"), 1.0, 1.0):
             if clear == "before":
                 optimizer.zero_grad()
@@ -109,7 +110,7 @@ def test_gradients_are_recorded_without_the_scale_of_the_loss(fused, tmp_path):
     layer = one_layer()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):
@@ -130,7 +131,7 @@ def test_a_fused_optimizer_that_was_called_in_vain_is_marked(tmp_path):
     layer = one_layer()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
     scaler = torch.amp.GradScaler("cpu")
-    with ns.watch(layer, optimizer, tmp_path, every=1):
+    with watch(layer, optimizer, tmp_path, every=1):
         scaler.scale((layer(torch.ones(4, 2)) * float("inf")).sum()).backward()
         scaler.step(optimizer)
     assert [event.step for event in events(tmp_path, "skipped")] == [0]
@@ -158,7 +159,7 @@ def test_a_recomputed_forward_is_not_a_second_observation(reentrant, tmp_path):
         torch.manual_seed(0)
         model = Checkpointed(kind)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with ns.watch(model, optimizer, tmp_path / str(kind), every=1) as watcher:
+        with watch(model, optimizer, tmp_path / str(kind), every=1) as watcher:
             for _ in range(2):
                 model(torch.randn(3, 4)).sum().backward()
                 optimizer.step()
@@ -184,7 +185,7 @@ def test_a_module_called_several_times_is_several_sites_and_one_never_called_non
 
     model = Twice()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
     record = watcher.record
@@ -221,7 +222,7 @@ def test_any_output_will_do(shape, tmp_path, faults):
 
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             optimizer.zero_grad()
             model(x=torch.ones(2, 2))
@@ -244,7 +245,7 @@ def test_complex_and_integer_tensors_are_recorded(tmp_path, faults):
 
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         for _ in range(2):
             model(torch.tensor([[0, 1], [2, 3]])).sum().backward()
             optimizer.step()
@@ -267,7 +268,7 @@ def test_packed_sequences_are_recorded(tmp_path, faults):
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         for _ in range(2):
             model(packed).backward()
             optimizer.step()
@@ -279,7 +280,7 @@ def test_the_first_value_that_is_not_finite_is_told_with_its_place(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batch = torch.tensor([[1.0, float("nan")]])
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         for _ in range(2):
             model(batch).sum().backward()
             optimizer.step()
@@ -292,7 +293,7 @@ def test_the_first_value_that_is_not_finite_is_told_with_its_place(tmp_path):
 def test_only_training_forward_passes_count(tmp_path, trainings, faults):
     training = trainings["mlp"]
     model, optimizer = training.start()
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             with torch.no_grad():
                 model(torch.full((2, 8), 100.0))
@@ -311,7 +312,7 @@ def test_only_training_forward_passes_count(tmp_path, trainings, faults):
 def test_a_model_that_learns_in_evaluation_mode_is_watched_from_the_second_step(tmp_path):
     layer = one_layer().eval()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             layer(torch.ones(2, 2)).sum().backward()
             optimizer.step()
@@ -330,7 +331,7 @@ def test_a_closure_that_runs_the_passes_inside_the_step(tmp_path, faults):
         loss.backward()
         return loss
 
-    with ns.watch(layer, optimizer, tmp_path, every=1) as watcher:
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             optimizer.step(closure)
     assert faults(tmp_path) == []
@@ -342,7 +343,7 @@ def test_a_closure_that_runs_the_passes_inside_the_step(tmp_path, faults):
 def test_a_forward_that_raises_is_begun_again(tmp_path, faults):
     model = nn.Sequential(one_layer((1.0, 1.0)), nn.Tanh())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ns.watch(model, optimizer, tmp_path, every=1) as watcher:
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
         with pytest.raises(RuntimeError):
             model(torch.ones(2, 3))
         model(torch.ones(2, 2)).sum().backward()
@@ -355,7 +356,7 @@ def test_a_gan_is_two_watchers(tmp_path, faults):
     torch.manual_seed(0)
     g, d = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)), nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
     og, od = torch.optim.Adam(g.parameters()), torch.optim.Adam(d.parameters())
-    with ns.watch(g, og, tmp_path / "g", every=1) as wg, ns.watch(d, od, tmp_path / "d", every=2) as wd:
+    with watch(g, og, tmp_path / "g", every=1) as wg, watch(d, od, tmp_path / "d", every=2) as wd:
         for _ in range(4):
             od.zero_grad()
             loss = F.softplus(-d(torch.randn(8, 2))).mean() + F.softplus(d(g(torch.randn(8, 2)).detach())).mean()
@@ -373,8 +374,8 @@ def test_two_watchers_of_one_model_see_the_same(tmp_path, trainings):
     training = trainings["conv"]
     model, optimizer = training.start()
     with (
-        ns.watch(model, optimizer, tmp_path / "a", every=1) as a,
-        ns.watch(model, optimizer, tmp_path / "b", every=1) as b,
+        watch(model, optimizer, tmp_path / "a", every=1) as a,
+        watch(model, optimizer, tmp_path / "b", every=1) as b,
     ):
         for _ in range(3):
             training.one_step(model, optimizer)

@@ -15,11 +15,11 @@ from normscope.stats.batch import summarize
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeError
 from normscope.terms.site import Site
+from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
 from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
-from normscope.watch.probe import FixedBatch, LossFn, loss_of
 from normscope.watch.sample import Row
 from normscope.watch.schedule import Due
 from normscope.watch.taps import Taps

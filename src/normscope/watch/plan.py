@@ -53,9 +53,7 @@ class Plan(Datum):
         modules = {
             site.path: all_modules[site.path]
             for site in sites
-            if site.path in all_modules
-            and site.path
-            and not any(_is_within(site.path, part) for part in compiled)
+            if site.path in all_modules and site.path and not any(_is_within(site.path, part) for part in compiled)
         }
         return Plan(sites, modules, tuple(_places(model, sites)), compiled)
 

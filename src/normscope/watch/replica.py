@@ -86,8 +86,8 @@ def _memo(model: nn.Module) -> dict[int, Any]:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
-            if parameter is not None:
-                memo[id(parameter)] = memo.get(id(parameter)) or _alias(parameter)
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = _alias(parameter)
         for name in _HOOKS:
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()

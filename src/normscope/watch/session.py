@@ -22,12 +22,12 @@ from normscope.anatomy.batch import Probe
 from normscope.anatomy.isolate import unwrapped
 from normscope.record.writer import Writer
 from normscope.terms.errors import ModelError
+from normscope.watch.fixed_batch import LossFn
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import RootHook, after_forward, before_forward, in_backward, in_transform
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
-from normscope.watch.probe import LossFn
 from normscope.watch.schedule import Cost, Due, Schedule, schedule_of
 
 if TYPE_CHECKING:

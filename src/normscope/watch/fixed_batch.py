@@ -22,8 +22,6 @@ from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.replica import Replica
 from normscope.watch.sample import readable
 
-__all__ = ["FixedBatch", "Probe"]
-
 LossFn = Callable[[Any, Any], Any]
 
 
