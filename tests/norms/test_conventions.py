@@ -22,7 +22,7 @@ def keras_layer(batches, momentum=0.9):
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_a_keras_layer_goes_on_in_torch(unbiased):
     rng = np.random.default_rng(0)
-    batches = [rng.normal(size=(50, 3)) * 2 + 1 for _ in range(40)]
+    batches = [rng.normal(size=(50, 3)) * 2 + 1 for _ in range(200)]
     held = keras_layer(batches)
     cells = 50 if unbiased else None
     values = conventions.state_dict(held, "keras", "torch", cells=cells)

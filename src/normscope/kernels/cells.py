@@ -6,7 +6,6 @@ is a view for every memory layout, so nothing is copied and an elementwise resul
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -53,7 +52,10 @@ class Cells(NamedTuple):
 
     def count(self, x: Tensor) -> int:
         """How many cells of the split tensor `x` share one statistic."""
-        return math.prod(x.shape[dim] for dim in self.dims)
+        size = 1
+        for dim in self.dims:
+            size *= x.shape[dim]
+        return size
 
 
 def cells(x: Tensor, spec: NormSpec) -> Cells:

@@ -122,7 +122,7 @@ class DynamicTanh(nn.Module):
         """The squashed input."""
         tail = (1,) * (input.ndim - 2) if self.layout == "channels_first" else ()
         weight, bias = self.weight.view(-1, *tail), self.bias.view(-1, *tail)
-        return torch.tanh(self.alpha * input) * weight + bias
+        return (torch.tanh(self.alpha * input) * weight + bias).to(input.dtype)
 
     def extra_repr(self) -> str:
         """The channels and the layout."""

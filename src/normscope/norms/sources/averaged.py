@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normscope.kernels.reference import Statistics, measure
 from normscope.norms.sources.given import Given
+from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call
 from normscope.terms.spec import NormSpec
 
@@ -43,7 +44,8 @@ class Running(Given):
         assert call.state is not None
         with torch.no_grad():
             self.learn(call.state, call.spec, measure(call.x, call.spec, call.mask))
-        return self.normalize(call), ()
+            held = {name: snapshot(call.state[name]) for name in ("running_mean", "running_var")}
+        return self.normalize(call._replace(state=held)), ()
 
     def repeat(self, call: Call) -> Tensor:
         """Normalize by the average, which the first run has taught."""

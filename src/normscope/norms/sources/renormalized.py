@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normscope.kernels.cells import cells
 from normscope.kernels.reference import Statistics, measure, root, scale_and_shift
+from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call, Unrepeatable
 
 CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017, section 4
@@ -40,10 +41,10 @@ class Renormalized(Unrepeatable):
         if "running_mean" not in state:
             return torch.ones_like(sigma), torch.zeros_like(mean)
         view = cells(call.x, call.spec)
-        running_mean = view.along_channels(state["running_mean"]).to(mean.dtype)
-        running_sigma = root(view.along_channels(state["running_var"]).to(sigma.dtype), call.spec)
+        running_mean = view.along_channels(snapshot(state["running_mean"])).to(mean.dtype)
+        running_sigma = root(view.along_channels(snapshot(state["running_var"])).to(sigma.dtype), call.spec)
         of_r, of_d = call.spec.corrections or CORRECTIONS
-        step = state["num_batches_tracked"]
+        step = snapshot(state["num_batches_tracked"])
         r_max = 1 + _grown(of_r, step) * (of_r[0] - 1)
         d_max = _grown(of_d, step) * of_d[0]
         r = (sigma / running_sigma).clamp(1 / r_max, r_max)

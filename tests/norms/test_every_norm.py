@@ -1,0 +1,195 @@
+"""What every norm can do: second derivatives, compile, export, copies, functional calls."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+import normscope as ns
+
+F64 = torch.float64
+NORMS = {
+    "BatchNorm1d": lambda **k: ns.nn.BatchNorm1d(4, **k),
+    "CumulativeBatchNorm": lambda **k: ns.nn.BatchNorm1d(4, momentum=None, **k),
+    "GhostBatchNorm": lambda **k: ns.nn.GhostBatchNorm(4, 2, **k),
+    "BatchRenorm": lambda **k: ns.nn.BatchRenorm(4, r_max=(3.0, 0, 1), d_max=(5.0, 0, 1), **k),
+    "SyncBatchNorm": lambda **k: ns.nn.SyncBatchNorm(4, **k),
+    "FrozenBatchNorm": lambda **k: ns.nn.FrozenBatchNorm(4, **k),
+    "PopulationBatchNorm": lambda **k: ns.nn.build(ns.catalog["PopulationBatchNorm"], 4, **k),
+    "AccumulatedBatchNorm": lambda **k: ns.nn.build(ns.catalog["BatchNorm"].but(accumulate=3), 4, **k),
+    "EstimatedBatchNorm": lambda **k: ns.nn.build(ns.catalog["EstimatedBatchNorm"], 4, **k),
+    "OnlineNorm": lambda **k: ns.nn.OnlineNorm(4, **k),
+    "InstanceNorm1d": lambda **k: ns.nn.InstanceNorm1d(4, affine=True, track_running_stats=True, **k),
+    "GroupNorm": lambda **k: ns.nn.GroupNorm(2, 4, **k),
+    "LayerNorm": lambda **k: ns.nn.LayerNorm((4, 3), **k),
+    "LayerNorm2d": lambda **k: ns.nn.LayerNorm2d(4, **k),
+    "RMSNorm": lambda **k: ns.nn.RMSNorm(3, **k),
+    "GemmaRMSNorm": lambda **k: ns.nn.build(ns.catalog["GemmaRMSNorm"], 3, **k),
+    "PositionalNorm": lambda **k: ns.nn.PositionalNorm(4, affine=True, **k),
+    "FilterResponseNorm": lambda **k: ns.nn.FilterResponseNorm(4, learned_eps=True, **k),
+    "EvoNormB0": lambda **k: ns.nn.EvoNormB0(4, **k),
+    "EvoNormS0": lambda **k: ns.nn.EvoNormS0(4, 2, **k),
+    "DynamicTanh": lambda **k: ns.nn.DynamicTanh(4, layout="channels_first", **k),
+    "SwitchableNorm": lambda **k: ns.nn.SwitchableNorm(4, **k),
+    "BatchChannelNorm": lambda **k: ns.nn.BatchChannelNorm(4, 2, **k),
+    "DecorrelatedBatchNorm": lambda **k: ns.nn.DecorrelatedBatchNorm(4, 2, **k),
+    "IterNorm": lambda **k: ns.nn.IterNorm(4, 2, 3, **k),
+    "L1BatchNorm": lambda **k: ns.nn.build(ns.catalog["BatchNorm"].but(scale="l1"), 4, **k),
+    "TemporalBatchNorm": lambda **k: ns.nn.TemporalBatchNorm(3, 6, **k),
+}
+PER_SAMPLE = ["GroupNorm", "LayerNorm", "LayerNorm2d", "RMSNorm", "GemmaRMSNorm", "PositionalNorm", "EvoNormS0"]
+# while training, the gradient leaves out part of the derivative, as their papers say
+PARTIAL = {"OnlineNorm", "EstimatedBatchNorm", "BatchChannelNorm"}
+
+
+def made(name, dtype=F64):
+    torch.manual_seed(0)
+    layer = NORMS[name](dtype=dtype)
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.add_(torch.randn_like(value) * 0.3)
+    return layer
+
+
+def batch(dtype=F64):
+    return torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 + 0.5
+
+
+def frozen_state(layer):
+    """The layer as a function of its input alone: every call starts from the same buffers."""
+    state = {name: value.clone() for name, value in layer.state_dict(keep_vars=True).items()}
+
+    def call(x):
+        twin = {k: v if v.requires_grad else v.clone() for k, v in state.items()}
+        return functional_call(layer, twin, (x,))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("name", "training"), [(name, mode) for name in NORMS for mode in (True, False) if not (mode and name in PARTIAL)]
+)
+def test_gradients_twice(name, training):
+    call = frozen_state(made(name).train(training))
+    x = batch()[:3].requires_grad_()
+    assert torch.autograd.gradcheck(call, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x,), fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_copies_and_pickles(name):
+    layer = made(name)
+    layer(batch())
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(twin.eval()(batch()), copy.deepcopy(layer).eval()(batch()))
+    fresh = NORMS[name](dtype=F64)
+    fresh.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(fresh.eval()(batch()), layer.eval()(batch()))
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if name != "RMSNorm"])  # torch's promotes, and ours is torch's
+def test_half_types_keep_their_dtype(name):
+    layer = made(name, torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert layer(batch(dtype)).dtype is dtype
+        assert copy.deepcopy(layer).eval()(batch(dtype)).dtype is dtype
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_vmap_and_per_sample_gradients(name):
+    layer = made(name)
+    parameters = dict(layer.named_parameters())
+    x = batch()
+
+    def loss(values, sample):
+        return functional_call(layer, values, (sample[None],)).square().sum()
+
+    each = vmap(grad(loss), (None, 0))(parameters, x)
+    for n in range(2):
+        one = grad(loss)(parameters, x[n])
+        for key, value in one.items():
+            torch.testing.assert_close(each[key][n], value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "GroupNorm", "LayerNorm", "RMSNorm"])
+def test_a_fx_tracer_goes_through(name):
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, path):
+            return hasattr(module, "spec") or super().is_leaf_module(module, path)
+
+    model = torch.nn.Sequential(made(name), torch.nn.ReLU()).eval()
+    graph = torch.fx.GraphModule(model, Tracer().trace(model))
+    torch.testing.assert_close(graph(batch()), model(batch()))
+
+
+COMPILED = ["BatchNorm1d", "CumulativeBatchNorm", "BatchRenorm", "EstimatedBatchNorm", "OnlineNorm", "GroupNorm"]
+COMPILED += ["RMSNorm", "SwitchableNorm", "IterNorm"]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile_equals_eager(name):
+    """Also the gradient: a compiled backward pass must not read again a buffer that the forward pass changed."""
+    torch._dynamo.reset()
+    eager = made(name, torch.float32)
+    layer = copy.deepcopy(eager)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    upstream = torch.randn(5, 4, 3)
+    for _ in range(2):
+        x, y = (batch(torch.float32).requires_grad_() for _ in range(2))
+        one, other = eager(x), compiled(y)
+        torch.testing.assert_close(other, one)
+        one.backward(upstream)
+        other.backward(upstream)
+        torch.testing.assert_close(y.grad, x.grad)
+    torch.testing.assert_close(layer.state_dict(), eager.state_dict())
+
+
+EXPORTED = {
+    "BatchNorm2d": (lambda: ns.nn.BatchNorm2d(4), (2, 4, 5, 3)),
+    "GhostBatchNorm": (lambda: ns.nn.GhostBatchNorm(4), (2, 4, 5)),
+    "FrozenBatchNorm": (lambda: ns.nn.FrozenBatchNorm(4), (2, 4, 5, 3)),
+    "InstanceNorm1d": (lambda: ns.nn.InstanceNorm1d(4, affine=True), (2, 4, 5)),
+    "GroupNorm": (lambda: ns.nn.GroupNorm(2, 4), (2, 4, 5, 3)),
+    "LayerNorm": (lambda: ns.nn.LayerNorm((5, 3)), (2, 4, 5, 3)),
+    "LayerNorm2d": (lambda: ns.nn.LayerNorm2d(4), (2, 4, 5, 3)),
+    "RMSNorm": (lambda: ns.nn.RMSNorm(3), (2, 4, 3)),
+    "GemmaRMSNorm": (lambda: ns.nn.build(ns.catalog["GemmaRMSNorm"], 3), (2, 4, 3)),
+}
+
+
+def exported(name):
+    build, shape = EXPORTED[name]
+    torch.manual_seed(0)
+    layer = build()
+    with torch.no_grad():
+        for value in [*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())]:
+            value.add_(torch.rand_like(value))
+    return layer.eval(), torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export(name):
+    layer, x = exported(name)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm1d", "GroupNorm", "LayerNorm", "LayerNorm2d", "RMSNorm"])
+def test_onnx(name, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    layer, x = exported(name)
+    path = tmp_path / "layer.onnx"
+    torch.onnx.export(layer, (x,), path, dynamo=True, input_names=["x"], verbose=False)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), layer(x), rtol=1e-4, atol=1e-5)
