@@ -129,9 +129,9 @@ def test_a_full_queue_drops_samples_first_and_says_so(run, summary, quick, recwa
 
 
 def test_a_full_queue_takes_nonsense_too(run, summary, quick, recwarn):
-    writer = Writer(run, flush_every=1e6, queue_limit=2)
+    writer = Writer(run, flush_every=1e6, queue_limit=4)
     with locked(run):
-        for step in (1, 2, "zero", None, object(), 5, 4):
+        for step in (0, 1, 2, 3, "zero", None, object(), 5, 4):
             writer.summary(Site("fc"), step, "live", summary())  # pyright: ignore
     writer.close()
     dropped = [event.data for event in Record(run).events if event.kind == "dropped"]
