@@ -45,6 +45,7 @@ _NUMBER = (
 _DECADES = f"datum.label == '' ? '' : abs({_EXPONENT}) < 3 ? format(datum.value, '.2~r') : {_IS_POWER} ? {_POWER} : ''"
 
 
+@cache
 def javascript() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that asks nothing of the network."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -121,10 +122,10 @@ def _profile(x: Axis, ordered: bool, ruled: bool) -> Spec:
 @spec.register
 def _(chart: HeatMap) -> Spec:
     rows: Rows = [
-        {"place": place, "value": [_shown(value, chart.color) for value in values]}
+        {"place": place, "value": tuple(_shown(value, chart.color) for value in values)}
         for place, values in zip(chart.places, chart.values)
     ]
-    params = {"steps": list(chart.steps), "ends": _ends(chart.steps)}
+    params = {"steps": chart.steps, "ends": _ends(chart.steps)}
     grammar = _heat_map(chart.x, chart.color, chart.signed)
     return _filled(grammar, chart, {"rows": rows}, height=ROW * len(chart.places), places=chart.places, params=params)
 
@@ -157,16 +158,15 @@ def _heat_map(x: Axis, color: Axis, signed: bool) -> Spec:
 @spec.register
 def _(chart: Bands) -> Spec:
     half = len(chart.quantiles) // 2
-    points: Rows = [
-        {"step": step, "low": low, "high": high, "band": f"{100 * below:g}–{100 * above:g}%"}
+    bands: Rows = [
+        {"low": chart.values[at], "high": chart.values[-1 - at], "band": f"{100 * below:g}–{100 * above:g}%"}
         for at, (below, above) in enumerate(zip(chart.quantiles[:half], chart.quantiles[::-1]))
-        for step, low, high in zip(chart.steps, chart.values[at], chart.values[-1 - at])
     ]
-    middle: Rows = [{"step": step, "value": value} for step, value in zip(chart.steps, chart.values[half])]
-    data = {"points": points, "median": middle, "rules": _rules(chart.rules)}
+    data = {"bands": bands, "median": [{"value": chart.values[half]}], "rules": _rules(chart.rules)}
+    params = {"steps": chart.steps}
     known = [value for row in chart.values for value in row if value is not None]
     ticks = _signed_decades(min(known), max(known)) if chart.y.log and known else ()
-    return _filled(_bands(chart.x, chart.y, bool(chart.rules)), chart, data, height=HEIGHT, ticks=ticks)
+    return _filled(_bands(chart.x, chart.y, bool(chart.rules)), chart, data, height=HEIGHT, ticks=ticks, params=params)
 
 
 @cache
@@ -175,8 +175,10 @@ def _bands(x: Axis, y: Axis, ruled: bool) -> Spec:
     step, low = _steps("step:Q", x), alt.Y("low:Q").title(y.title).axis(_axis(Axis(y.title))).scale(scale)
     ends = [_tip("low:Q", "≥", _digits(y)), _tip("high:Q", "≤", _digits(y))]
     tooltip = [_tip("band:N", "title"), _tip("step:Q", x.title, ","), *ends]
-    bands = alt.Chart(alt.NamedData("points")).encode(x=step, y=low, y2="high:Q", detail="band:N", tooltip=tooltip)
+    bands = alt.Chart(alt.NamedData("bands")).encode(x=step, y=low, y2="high:Q", detail="band:N", tooltip=tooltip)
+    bands = bands.transform_calculate(step="steps").transform_flatten(["step", "low", "high"])
     median = alt.Chart(alt.NamedData("median")).encode(x=step, y=alt.Y("value:Q").title(y.title))
+    median = median.transform_calculate(step="steps").transform_flatten(["step", "value"])
     layers = [bands.mark_area(style="band", aria=False), median.mark_line(style="median")]
     return _grammar(alt.layer(*layers, *(_levels(y) if ruled else [])))
 
@@ -312,8 +314,8 @@ def _tip(field: str, title: str, form: str | None = None) -> Any:
     return tip.format(form) if form else tip
 
 
-def _ends(steps: tuple[int, ...]) -> list[int]:
+def _ends(steps: tuple[int, ...]) -> tuple[int, ...]:
     """Where the cell of each step ends: at the next step; the last is as wide as the one before."""
     if len(steps) < 2:
-        return [step + 1 for step in steps]
-    return [*steps[1:], 2 * steps[-1] - steps[-2]]
+        return tuple(step + 1 for step in steps)
+    return (*steps[1:], 2 * steps[-1] - steps[-2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import shorten
 
 from normscope.report.numbers import amount, count
 from normscope.report.parts import (
@@ -27,6 +28,8 @@ from normscope.report.snapshot import Reading, Snapshot
 from normscope.report.thin import CARD_SITES, CURVES, STEPS, finite, thin
 from normscope.report.words import Words
 from normscope.terms.finding import Diagnosis, Evidence, Finding, Prescription
+
+CALL = 120  # characters of a treatment's arguments
 
 
 def section(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
@@ -70,21 +73,34 @@ def _card(finding: Finding, run: Snapshot, diagnosis: Diagnosis, words: Words, *
     )
 
 
+def typed(change: str, words: Words) -> Part:
+    """A change as one would type it: code, or a sentence that holds code between backticks."""
+    return _told(_sentence(change), words) if "`" in change else Code(change)
+
+
 def _told(text: str, words: Words) -> Paragraph:
     """A rule's own words, which are English."""
     return Paragraph(text, lang="" if words.lang == "en" else "en")
 
 
+def _sentence(text: str) -> str:
+    """A rule's phrase with a capital at its head and a full stop at its end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def _measured(evidence: Evidence, words: Words) -> str:
     """The evidence against its threshold, in a sentence."""
-    share = evidence.unit == "share"
+    unit = "" if evidence.unit in ("share", "ratio", "") else f" {words.named('measure', evidence.unit)}"
+    value, threshold = (amount(end, share=evidence.unit == "share") for end in (evidence.value, evidence.threshold))
     told = words(
         "measured" if math.isfinite(evidence.threshold) else "measured.alone",
         quantity=title(evidence.quantity, words),
-        value=amount(evidence.value, share=share),
-        threshold=amount(evidence.threshold, share=share),
+        value=value + unit,
+        threshold=threshold + unit,
     )
-    return told + (words("measured.source", source=evidence.source) if evidence.source else "") + words("stop")
+    return (
+        told + (words("measured.source", source=evidence.source.rstrip(".")) if evidence.source else "") + words("stop")
+    )
 
 
 def _body(finding: Finding, run: Snapshot, words: Words) -> tuple[Part, ...]:
@@ -102,12 +118,13 @@ def _body(finding: Finding, run: Snapshot, words: Words) -> tuple[Part, ...]:
 def _cure(prescription: Prescription, words: Words) -> tuple[Part, ...]:
     parts: list[Part] = []
     if prescription.words:
-        parts.append(Code(prescription.words))
+        parts.append(typed(prescription.words, words))
     if prescription.reason:
-        parts.append(_told(prescription.reason, words))
+        parts.append(_told(_sentence(prescription.reason), words))
     if prescription.treatment:
         arguments = ", ".join(f"{name}={value!r}" for name, value in prescription.arguments.items())
-        parts.append(Paragraph(words("cure.treatment", call=f"{prescription.treatment}({arguments})"), quiet=True))
+        call = f"{prescription.treatment}({shorten(arguments, CALL, placeholder='…')})"
+        parts.append(Paragraph(words("cure.treatment", call=call), quiet=True))
     return tuple(parts)
 
 
@@ -139,7 +156,7 @@ def _chart(finding: Finding, run: Snapshot, words: Words) -> Chart | None:
 def _over_steps(evidence: Evidence, series: Sequence[Reading], words: Words) -> Curves:
     worst = series[0]
     (first_step, first), (last_step, last) = worst.known[0], worst.known[-1]
-    y = axis(evidence.quantity, [reading.values for reading in series], words)
+    y = axis(evidence.quantity, [*(reading.values for reading in series), finite([evidence.threshold])], words)
     sentence = words(
         "evidence.steps",
         quantity=title(evidence.quantity, words),
@@ -159,7 +176,7 @@ def _by_depth(run: Snapshot, evidence: Evidence, words: Words) -> Profile:
     rows = sorted(evidence.per_site, key=lambda row: order.get(row[0], len(order)))
     shown = thin(rows, CARD_SITES, keep=evidence.per_site[: CARD_SITES // 3])
     values = finite(value for _, value in shown)
-    x = axis(evidence.quantity, [values], words)
+    x = axis(evidence.quantity, [values, finite([evidence.threshold])], words)
     worst, value = evidence.per_site[0]
     sentence = words(
         "evidence.depth",

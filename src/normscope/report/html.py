@@ -35,11 +35,11 @@ from normscope.report.parts import (
     Rule,
     Section,
     Table,
+    visible,
 )
 from normscope.report.words import Words, load
 
 _CODE = re.compile(r"`([^`]+)`")
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
@@ -76,7 +76,7 @@ def paint(page: Page) -> str:
 
 def text(raw: str) -> str:
     """Text from anywhere, safe in an element or a quoted attribute; control characters are made visible."""
-    return escape(_UNSEEN.sub("\ufffd", raw), quote=True)
+    return escape(visible(raw), quote=True)
 
 
 def rich(raw: str) -> str:
@@ -87,7 +87,7 @@ def rich(raw: str) -> str:
 def data(value: object) -> str:
     """A value as JSON that is safe inside a script element, whatever its strings hold."""
     told = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _UNSEEN.sub("\ufffd", told).translate(_IN_SCRIPT)
+    return visible(told).translate(_IN_SCRIPT)
 
 
 @singledispatch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 
@@ -41,14 +40,12 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
         )
     told = html.paint(tree(record, diagnosis, lang=lang))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(told)
+        draft.write_text(told, encoding="utf-8", newline="\n")
         os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 
@@ -66,13 +63,21 @@ def tree(record: Record | None, diagnosis: Diagnosis, *, lang: str = "en") -> Pa
         sections.append(run.section(record, diagnosis, words))
     return Page(
         lang=lang,
-        heading=diagnosis.subject or (record.path.name if record else words("page.untitled")),
+        heading=_heading(record, diagnosis, words),
         run=run.sentence(now, words),
         verdict=_verdict(diagnosis, words),
         severity=diagnosis[0].severity if diagnosis else None,
         sections=tuple(sections),
         foot=words("page.foot", version=__version__),
     )
+
+
+def _heading(record: Record | None, diagnosis: Diagnosis, words: Words) -> str:
+    """What the diagnosis is of; of a run the directory's own name."""
+    path = record.path if record is not None else None
+    if path is not None and diagnosis.subject in ("", str(path)):
+        return path.name or str(path)
+    return diagnosis.subject or words("page.untitled")
 
 
 def _verdict(diagnosis: Diagnosis, words: Words) -> str:

@@ -6,11 +6,23 @@ backticks are code, everything else is shown as it stands.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from normscope.terms.finding import Severity
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 Values = tuple[float | None, ...]  # None where nothing finite was measured
+
+
+def visible(text: str) -> str:
+    r"""`text` with a mark in place of what drives a terminal, turns the reading direction or is no character.
+
+    >>> visible("red: \x1b[31m")
+    'red: �[31m'
+    """
+    return _UNSEEN.sub("\ufffd", text)
 
 
 class Part:

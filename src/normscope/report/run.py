@@ -15,6 +15,7 @@ from normscope.report.words import Words
 from normscope.terms.finding import Diagnosis
 
 EVENTS = 40  # rows of the list of events
+TOLD = ("overhead",)  # of the meta data, what stands elsewhere
 
 
 def sentence(run: Snapshot, words: Words) -> str:
@@ -27,19 +28,22 @@ def sentence(run: Snapshot, words: Words) -> str:
         told = words("run.no_steps")
     else:
         told = words(
-            "run.sentence", last=count(int(steps[-1])), sampled=count(len(steps)), layers=count(len(run.layers))
+            "run.sentence",
+            last=count(int(steps[-1])),
+            time=duration(record.seconds, words),
+            sampled=count(len(steps)),
+            layers=words.counted("layer", len(run.layers)),
         )
-    return told if record.complete else words("list.sentence").join((told, words("run.incomplete")))
+    return told if record.complete else words.joined(told, words("run.incomplete"))
 
 
 def section(record: Record, diagnosis: Diagnosis, words: Words) -> Section:
     """Everything about the run that is no measurement of the network."""
     meta = record.meta
     parts: list[Part] = [Facts(_figures(record, diagnosis, words), headline=True)]
-    rows = tuple(
-        (words.named("meta", key), _shown(value)) for key, value in meta.items() if value not in (None, "", [], {})
-    )
-    parts += [Facts(rows)] if rows else []
+    rows = [(words("meta.path"), str(record.path))]
+    rows += [(words.named("meta", key), _shown(value)) for key, value in meta.items() if key not in TOLD and value]
+    parts.append(Facts(tuple(rows)))
     parts += _events(record, words)
     return Section("run", words("run"), tuple(parts))
 
@@ -75,6 +79,16 @@ def _events(record: Record, words: Words) -> list[Part]:
     columns = (words("step"), words("events.what"), words("events.text"))
     more = [Paragraph(words("thinned", shown=EVENTS, n=count(len(events))), quiet=True)] if len(events) > EVENTS else []
     return [Paragraph(words("events", kinds=told)), Table(columns, rows, numeric=(0,)), *more]
+
+
+def duration(seconds: float, words: Words) -> str:
+    """A length of time with its two largest units."""
+    if seconds < 60:
+        return words("time.seconds", s=number(round(seconds, 1)))
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return words("time.minutes", m=minutes, s=rest)
+    return words("time.hours", h=minutes // 60, m=minutes % 60)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,7 +71,7 @@ class Snapshot:
         for site in self.places:
             for quantity in self.record.quantities(site) if self.record is not None else ():
                 found.setdefault(quantity, []).append(site)
-        return {quantity: _where_it_tells(quantity, sites) for quantity, sites in found.items()}
+        return {quantity: _telling(quantity, tuple(sites)) for quantity, sites in found.items()}
 
     @cached_property
     def _labels(self) -> dict[str, str]:
@@ -125,8 +125,7 @@ def label(site: Site) -> str:
     return f"{place} {site.kind}" if site.kind and site.path.rpartition(".")[2].isdigit() else place
 
 
-def _where_it_tells(quantity: str, sites: Iterable[Site]) -> tuple[Site, ...]:
-    """Saturation is of the activation; what feeds one would only say it again."""
-    sites = tuple(sites)
-    activations = tuple(site for site in sites if site.role == "activation")
-    return activations if quantity == "saturated" and activations else sites
+def _telling(quantity: str, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The sites without those that only say it again: a container its last layer, a producer its activation."""
+    wanted = ("activation",) if quantity == "saturated" else ("norm", "producer", "activation")
+    return tuple(site for site in sites if site.role in wanted) or sites

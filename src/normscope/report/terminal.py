@@ -37,6 +37,7 @@ from normscope.report.parts import (
     Section,
     Table,
     Values,
+    visible,
 )
 from normscope.report.thin import thin
 from normscope.report.words import Words, load
@@ -44,10 +45,13 @@ from normscope.terms.finding import Diagnosis
 
 WIDTH = 80
 ROWS = 12  # rows of one chart
+NUMBER = 11  # columns of a number
+NAMES = 10  # of a list of places
+OTHERS = 8  # names of what a page lets one choose besides
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _GAP = "·"
+_PIECE = re.compile(r"\s+|(?:[\x21-\u2fff]+|.)[，。；：、！？）]*")  # what a line must not break: a word with its marks
 _COLORS = {"error": "31", "warning": "33", "note": "34", "heading": "1", "quiet": "2"}
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def show(
@@ -78,7 +82,7 @@ def paint(page: Page, *, width: int = WIDTH, color: bool = False) -> str:
     """The tree as text, ending in a line break."""
     brush = Brush(width, load(page.lang), color)
     lines = [
-        brush.lit(plain(page.heading), "heading"),
+        brush.lit(visible(page.heading), "heading"),
         *brush.wrapped(page.verdict, page.severity or ""),
         *brush.wrapped(page.run, "quiet"),
     ]
@@ -97,20 +101,16 @@ class Brush:
 
     def lit(self, text: str, role: str) -> str:
         """`text` in the color of its role."""
+        text = visible(text)
         return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if self.color and role in _COLORS else text
 
     def wrapped(self, text: str, role: str = "") -> list[str]:
         """`text` in lines that fit."""
-        return [self.lit(line, role) for line in _wrap(plain(text), self.width)]
+        return [self.lit(line, role) for line in _wrap(visible(text), self.width)]
 
     def narrower(self, columns: int) -> Brush:
         """The same with less room."""
         return Brush(self.width - columns, self.words, self.color)
-
-
-def plain(text: str) -> str:
-    """`text` without what could drive a terminal."""
-    return _UNSEEN.sub("\ufffd", text)
 
 
 @singledispatch
@@ -133,7 +133,7 @@ def _(part: Paragraph, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Code, brush: Brush) -> list[str]:
-    return ["    " + plain(line) for line in part.text.splitlines()]
+    return ["    " + visible(line) for line in part.text.splitlines()]
 
 
 @_part.register
@@ -141,7 +141,7 @@ def _(part: Facts, brush: Brush) -> list[str]:
     name_width = min(max((_columns(name) for name, _ in part.rows), default=0), brush.width // 3)
     lines = []
     for name, value in part.rows:
-        told = _wrap(plain(value), brush.width - name_width - 2) or [""]
+        told = _wrap(visible(value), brush.width - name_width - 2) or [""]
         lines += [f"{_fit(head, name_width)}  {line}" for head, line in zip([name] + [""] * len(told), told)]
     return lines
 
@@ -149,10 +149,9 @@ def _(part: Facts, brush: Brush) -> list[str]:
 @_part.register
 def _(part: Table, brush: Brush) -> list[str]:
     rows = [part.columns, *part.rows]
-    widths = [max(_columns(plain(row[at])) for row in rows) for at in range(len(part.columns))]
-    spare = sum(widths) + 2 * (len(widths) - 1) - brush.width
-    widest = max(range(len(widths)), key=widths.__getitem__)
-    widths[widest] = max(8, widths[widest] - max(0, spare))
+    widths = [max(_columns(visible(row[at])) for row in rows) for at in range(len(part.columns))]
+    while sum(widths) + 2 * (len(widths) - 1) > brush.width:
+        widths[widths.index(max(widths))] -= 1
     lines = [
         "  ".join(_fit(row[at], widths[at], right=at in part.numeric) for at in range(len(widths))) for row in rows
     ]
@@ -161,7 +160,9 @@ def _(part: Table, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Names, brush: Brush) -> list[str]:
-    return brush.wrapped(f"{part.label}: {', '.join(part.names)}")
+    rest = len(part.names) - NAMES
+    names = [*part.names[:NAMES], *([brush.words.counted("more", rest)] if rest > 0 else [])]
+    return brush.wrapped(f"{part.label}: {', '.join(names)}")
 
 
 @_part.register
@@ -179,7 +180,7 @@ def _(part: Row, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Card, brush: Brush) -> list[str]:
-    head = f"{brush.lit(part.tag, part.severity)}  {brush.lit(part.heading, 'heading')}  {part.code}"
+    head = f"{brush.lit(part.tag, part.severity)}  {brush.lit(part.heading, 'heading')}  {visible(part.code)}"
     inner = brush.narrower(2)
     links = [Paragraph(" · ".join(label for label, _ in part.links), quiet=True)] if part.links else []
     body = [*part.lead, *links, *([part.chart] if part.chart else []), *part.body]
@@ -192,7 +193,8 @@ def _(part: Choice, brush: Brush) -> list[str]:
     (_, shown), *others = part.options
     lines = _part(shown, brush)
     if others:
-        lines += brush.wrapped(brush.words("terminal.others", n=count(len(others)), label=part.label), "quiet")
+        names = ", ".join([*(name for name, _ in others[:OTHERS]), *(["…"] if len(others) > OTHERS else [])])
+        lines += brush.wrapped(brush.words("terminal.others", n=count(len(others)), names=names), "quiet")
     return lines
 
 
@@ -218,22 +220,20 @@ def _(part: Bands, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Profile, brush: Brush) -> list[str]:
-    scale = _scale([column.values for column in part.columns], part.x)
-    places = list(enumerate(part.places))
     name_width = min(max(map(_columns, part.places), default=0), brush.width // 3)
-    several = len(part.columns) > 1
+    room = brush.width - name_width
+    columns = thin(part.columns, max(1, room // (NUMBER + 2)))
+    bar = min(room // len(columns) - NUMBER - 3, brush.width)
+    scale = _scale([column.values for column in part.columns], part.x)
     lines = brush.wrapped(part.title)
-    bar = max(8, (brush.width - name_width - 2) // len(part.columns) - 13)
-    if several:
-        heads = (f"{' ' * 2}{_fit(column.group, bar + 11)}" for column in part.columns)
+    if len(part.columns) > 1:
+        heads = (f"  {_fit(column.group, max(bar + 1, 0) + NUMBER)}" for column in columns)
         lines.append(" " * name_width + "".join(heads))
-    for depth, place in thin(places, 2 * ROWS):
-        cells = ((column.values[depth], bar) for column in part.columns)
-        shown = "".join(
-            f"  {_bar(value, room, scale)} {_fit(amount(value, share=part.x.share), 10)}" for value, room in cells
-        )
-        lines.append(f"{_tail(place, name_width)}{shown}")
-    return [*lines, *_left_out(len(places), 2 * ROWS, brush), *_notes(part.note, brush)]
+    for depth, place in thin(tuple(enumerate(part.places)), 2 * ROWS):
+        values = (column.values[depth] for column in columns)
+        cells = (f"  {_bar(value, bar, scale)}{_fit(amount(value, share=part.x.share), NUMBER)}" for value in values)
+        lines.append(f"{_tail(place, name_width)}{''.join(cells)}")
+    return [*lines, *_left_out(len(part.places), 2 * ROWS, brush), *_notes(part.note, brush)]
 
 
 @_part.register
@@ -252,7 +252,7 @@ def _(part: Intervals, brush: Brush) -> list[str]:
 
 def _chart(title: str, note: str, rows: Sequence[tuple[str, Values]], axis: Axis, brush: Brush) -> list[str]:
     """A sentence, then a row of blocks for each name with its first and last value, all on one scale."""
-    name_width = min(max((_columns(plain(name)) for name, _ in rows), default=0), brush.width // 3)
+    name_width = min(max((_columns(visible(name)) for name, _ in rows), default=0), brush.width // 3)
     room = max(8, brush.width - name_width - 26)
     scale = _scale([values for _, values in rows], axis)
     lines = brush.wrapped(title)
@@ -311,9 +311,12 @@ def _level(value: float, scale: _Scale) -> int:
 
 
 def _bar(value: float | None, room: int, scale: _Scale) -> str:
+    """A bar and a blank behind it; nothing where there is no room for either."""
+    if room < 1:
+        return ""
     if value is None or (scale.log and value <= 0):
-        return _fit(_GAP, room)
-    return _fit("█" * max(1, round(scale(value) * room)), room)
+        return _fit(_GAP, room + 1)
+    return _fit("█" * max(1, round(scale(value) * room)), room + 1)
 
 
 # lines ----------------------------------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ def _columns(text: str) -> int:
 
 def _fit(text: str, width: int, *, right: bool = False) -> str:
     """`text` in exactly `width` columns, cut at the end."""
-    text = plain(text)
+    text = visible(text)
     if _columns(text) > width:
         while text and _columns(text) > width - 1:
             text = text[:-1]
@@ -341,7 +344,7 @@ def _fit(text: str, width: int, *, right: bool = False) -> str:
 
 def _tail(text: str, width: int) -> str:
     """`text` in exactly `width` columns, cut at the beginning: the end of a path tells layers apart."""
-    text = plain(text)
+    text = visible(text)
     return _fit(text if _columns(text) <= width else "…" + text[1 - width :], width)
 
 
@@ -350,12 +353,12 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` columns; Chinese breaks between any two characters."""
+    """Lines of at most `width` columns; Chinese breaks between any two characters, but not before a mark."""
     if _columns(text) == len(text):
         return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
     lines, line = [], ""
-    for piece in re.findall(r"[\x21-\u2fff]+|\s+|.", text):
-        if line and _columns(line + piece) > width and piece not in "，。；：、！？）":
+    for piece in _PIECE.findall(text):
+        if line and _columns(line + piece) > width:
             lines.append(line.rstrip())
             line = ""
         line += piece if line or not piece.isspace() else ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from normscope.report.findings import typed
 from normscope.report.numbers import count, number, percent
 from normscope.report.parts import (
     Axis,
     Chart,
-    Code,
     Curve,
     Curves,
     Interval,
@@ -53,7 +53,7 @@ def _parts(trial: Trial, words: Words) -> tuple[Part, ...]:
     )
     notes = (words("trial.note", note=note) for note in trial.notes)
     quiet = (Paragraph(note, quiet=True) for note in (*broke, *notes))
-    return (Paragraph(told), Code(trial.treatment), Row(charts), *quiet)
+    return (Paragraph(told), typed(trial.treatment, words), Row(charts), *quiet)
 
 
 def _effect(effect: Effect, words: Words) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -75,7 +76,8 @@ def distributions(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     first = next((site for site in wanted if site in charts), None)
     options = sorted(charts.items(), key=lambda item: (item[0] != first, run.sites.index(item[0])))
     named = tuple((_tensor(site, words), chart) for site, chart in options)
-    note = [Paragraph(told, quiet=True) for told in _thinned(shown, sites, words)]
+    left_out = _thinned(shown, sites, words)
+    note = (Paragraph(left_out, quiet=True),) if left_out else ()
     return Section("distribution", words("distribution"), (Choice(words("distribution.choose"), named), *note))
 
 
@@ -93,9 +95,9 @@ def shifts(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
         return _missing("shift", words)
     most, place = max(known)
     title = words("shift.title", place=label(shown[place]), internal=number(most), external=number(external[place]))
-    columns = (Column(words("shift.internal"), internal), Column(words("shift.external"), external))
+    columns = (Column(words("quantity.internal_shift"), internal), Column(words("quantity.external_shift"), external))
     x = Axis(words("shift.axis"), log=spans_decades((internal, external)))
-    note = " ".join((words("shift.note"), words("profile.note"), *_thinned(shown, sites, words)))
+    note = words.joined(words("shift.note"), words("profile.note"), _thinned(shown, sites, words))
     return Section("shift", words("shift"), (Profile(title, _names(shown), _roles(shown), x, columns, note=note),))
 
 
@@ -104,7 +106,7 @@ def gradients(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     sites = run.carriers.get("gradient_norm", ())
     shown = thin(sites, SITES)
     by_site = [dict(run.reading(site, "gradient_norm").known) for site in shown]
-    steps = sorted({step for values in by_site for step in values})
+    steps = _fullest(by_site)
     if not steps:
         return _missing("gradient", words)
     chosen = list(dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])))
@@ -123,7 +125,7 @@ def gradients(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     )
     values = [column.values for column in columns]
     x = Axis(words("gradient.axis"), log=any(value is not None and value > 0 for row in values for value in row))
-    note = " ".join((words("profile.note"), *_zeros(values, x, words), *_thinned(shown, sites, words)))
+    note = words.joined(words("profile.note"), _zeros(values, x, words), _thinned(shown, sites, words))
     chart = Profile(title, _names(shown), _roles(shown), x, tuple(columns), ordered=True, note=note)
     return Section("gradient", words("gradient"), (chart,))
 
@@ -163,7 +165,7 @@ def _heat_map(run: Snapshot, quantity: str, sites: Sequence[Site], named: set[st
         high_at=label(high_at),
         high_step=count(high_step),
     )
-    note = " ".join((*_zeros(values, color, words), *_thinned(shown, sites, words), *_fewer_steps(steps, every, words)))
+    note = words.joined(_zeros(values, color, words), _thinned(shown, sites, words), _fewer_steps(steps, every, words))
     signed = look(quantity).signed and low < 0 < high
     return HeatMap(title, _names(shown), steps, values, Axis(words("step")), color, signed=signed, note=note)
 
@@ -186,7 +188,7 @@ def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
         last_high=number(end[three]),
     )
     y = Axis(words("distribution.axis"), log=_far_tails(rows))
-    note = " ".join((words("distribution.note"), *_fewer_steps(told, run.reading(site, "mean").known, words)))
+    note = words.joined(words("distribution.note"), _fewer_steps(told, run.reading(site, "mean").known, words))
     return Bands(
         title, tuple(step for step, _ in told), QUANTILES, rows, Axis(words("step")), y, _saturation(site, words), note
     )
@@ -216,6 +218,13 @@ def _far_tails(rows: Sequence[Values]) -> bool:
     return outer > 10 and outer / max(inner, 1.0) > 10
 
 
+def _fullest(rows: Sequence[Mapping[int, float]]) -> list[int]:
+    """The steps at which most of the rows have a value."""
+    known = Counter(step for row in rows for step in row)
+    most = max(known.values(), default=0)
+    return sorted(step for step, n in known.items() if n == most)
+
+
 def _tensor(site: Site, words: Words, code: str = "") -> str:
     """A tensor in words: the output of a layer, its input."""
     return words(f"tensor.{site.what}", place=f"{code}{label(site)}{code}")
@@ -238,18 +247,18 @@ def _roles(sites: Iterable[Site]) -> tuple[str, ...]:
     return tuple(site.role for site in sites)
 
 
-def _zeros(values: Iterable[Values], shown: Axis, words: Words) -> tuple[str, ...]:
+def _zeros(values: Iterable[Values], shown: Axis, words: Words) -> str:
     """Zeros have no place on a logarithmic axis; that they are there must be said."""
     zeros = sum(value == 0 for row in values for value in row) if shown.log else 0
-    return (words.counted("zeros", zeros),) if zeros else ()
+    return words.counted("zeros", zeros) if zeros else ""
 
 
-def _thinned(shown: Sequence[object], every: Sequence[object], words: Words) -> tuple[str, ...]:
-    return (words("thinned", shown=count(len(shown)), n=count(len(every))),) if len(shown) < len(every) else ()
+def _thinned(shown: Sequence[object], every: Sequence[object], words: Words) -> str:
+    return words("thinned", shown=count(len(shown)), n=count(len(every))) if len(shown) < len(every) else ""
 
 
-def _fewer_steps(shown: Sequence[object], every: Sequence[object], words: Words) -> tuple[str, ...]:
-    return (words("thinned.steps", shown=count(len(shown)), n=count(len(every))),) if len(shown) < len(every) else ()
+def _fewer_steps(shown: Sequence[object], every: Sequence[object], words: Words) -> str:
+    return words("thinned.steps", shown=count(len(shown)), n=count(len(every))) if len(shown) < len(every) else ""
 
 
 def _missing(what: str, words: Words) -> Section:

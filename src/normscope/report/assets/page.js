@@ -9,7 +9,7 @@
   const style = (name) => getComputedStyle(page).getPropertyValue(`--${name}`).trim();
   const colors = (name) => style(name).split(/\s*,\s*/);
 
-  function config() {
+  function config(width) {
     const [soft, line, accent, warm] = ["soft", "line", "accent", "warm"].map(style);
     const font = getComputedStyle(document.body).fontFamily;
     const label = { labelColor: soft, labelFont: font, labelFontSize: 11, labelFontWeight: 400 };
@@ -21,10 +21,10 @@
       padding: 0,
       autosize: { type: "fit-x", contains: "padding" },
       view: { stroke: null },
-      axis: { ...label, ...title, gridColor: line, gridOpacity: 0.7, domain: false, ticks: false, labelPadding: 6, titlePadding: 8, labelLimit: 240 },
+      axis: { ...label, ...title, gridColor: line, gridOpacity: 0.7, domain: false, ticks: false, labelPadding: 6, titlePadding: 8, titleLimit: width, labelLimit: 240 },
       axisX: { titleAnchor: "end", domain: true, domainColor: line, ticks: true, tickColor: line, tickSize: 4, labelPadding: 3 },
       axisY: { titleAngle: 0, titleAlign: "left", titleAnchor: "end", titleBaseline: "bottom", titleX: 0, titleY: -10 },
-      legend: { ...label, ...title, titlePadding: 6, offset: 12, gradientThickness: 8, gradientLength: 200, gradientStrokeColor: null, titleAnchor: "start", titleLimit: 320, tickCount: 4 },
+      legend: { ...label, ...title, titlePadding: 6, offset: 12, gradientThickness: 8, gradientLength: 200, gradientStrokeColor: null, titleAnchor: "start", titleLimit: width, tickCount: 4 },
       range: { category: colors("series"), ordinal: { scheme: colors("order") }, heatmap: colors("heat"), diverging: colors("signed") },
       style: {
         curve: { ...path, strokeWidth: 1.75 },
@@ -46,21 +46,22 @@
   async function draw(figure) {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     spec.params.find((param) => param.name === "name_length").value = narrow.matches ? 12 : 28;
+    const plot = figure.querySelector(".plot");
     drawn.get(figure)?.finalize();
     try {
-      const result = await vegaEmbed(figure.querySelector(".plot"), spec, {
+      const result = await vegaEmbed(plot, spec, {
         mode: "vega-lite",
         renderer: "svg",
         actions: false,
         ast: true, // expressions are interpreted: the page allows no eval
-        config: config(),
+        config: config(plot.clientWidth),
         defaultStyle: false,
         tooltip: { disableDefaultStyle: true },
       });
       drawn.set(figure, result);
       colorKey(figure, result.view);
     } catch (error) {
-      figure.querySelector(".plot").textContent = `${document.body.dataset.undrawn} ${error.message}`;
+      plot.textContent = `${document.body.dataset.undrawn} ${error.message}`;
       figure.classList.add("undrawn");
     }
   }

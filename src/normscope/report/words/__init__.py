@@ -30,6 +30,10 @@ class Words:
         """The word for `name` in a family (``"quantity"``); `name` itself where there is none."""
         return self.table.get(f"{family}.{name}", name)
 
+    def joined(self, *sentences: str) -> str:
+        """Sentences one after the other; the empty ones are left out."""
+        return self("list.sentence").join(sentence for sentence in sentences if sentence)
+
     def counted(self, key: str, n: int, **fields: Any) -> str:
         """The sentence for one thing or for `n` of them: keys ``<key>.one`` and ``<key>.many``."""
         return self(f"{key}.one" if n == 1 else f"{key}.many", n=f"{n:,}", **fields)
