@@ -202,6 +202,14 @@ def test_a_shift_is_told_in_the_references_standard_deviations_at_any_scale(mean
     assert 1.5 < wider < 2.1  # W₁ = 2·√(2/π) = 1.6; known by its moments alone it is 2
 
 
+def test_no_distance_leaves_the_bounds_that_the_moments_set():
+    """A move inside one bin is invisible to the sketch; the means tell it."""
+    before = Summary.of(torch.tensor([1.0] * 99 + [100.0]))
+    after = Summary.of(torch.tensor([1.05] * 99 + [100.0]))
+    assert wasserstein1(after.sketch, before.sketch) == 0
+    assert DISTANCES["wasserstein1"](after, before) == pytest.approx(0.0495, rel=1e-5)
+
+
 def test_a_shift_away_from_a_constant():
     constant, other = Summary.of(torch.full((100,), 5.0)), Summary.of(torch.full((100,), 7.0))
     assert DISTANCES["shift"](constant, constant) == 0

@@ -101,6 +101,13 @@ def test_statistics_of_a_periodic_pattern_are_unbiased(period):
     assert float(taken.var()) == pytest.approx(float(tensor.var()), rel=0.03)
 
 
+def test_the_stride_is_chosen_for_the_order_in_memory():
+    x = torch.arange(64 * 96 * 96 * 3).view(64, 96, 96, 3).permute(0, 3, 1, 2)  # (N, C, H, W), channels last
+    step = stride((3, 96, 96, 64), 8192)
+    assert step != stride((96, 96, 3, 64), 8192)
+    assert torch.equal(strided(x), torch.arange(0, x.numel(), step))
+
+
 def test_no_random_state_is_used():
     before = torch.get_rng_state()
     strided(torch.arange(100_000.0))

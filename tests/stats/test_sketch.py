@@ -160,6 +160,8 @@ def test_shares_at_a_border_are_exact():
         assert sketch.outside(high=t) == pytest.approx((x >= t).double().mean().item(), abs=1e-12)
         assert sketch.outside(low=-t) == pytest.approx((x <= -t).double().mean().item(), abs=1e-12)
     assert sketch.outside() == 0
+    far = Sketch.of(torch.tensor([-1e20, 1e20]))
+    assert [far.below(-1e30), far.below(-1e9), far.above(1e9), far.above(1e30)] == [0, 0.5, 0.5, 0]
     assert sketch.below(-1e30) == sketch.above(1e30) == 0 and sketch.below(1e30) == sketch.above(-1e30) == 1
 
 
