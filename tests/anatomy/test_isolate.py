@@ -211,3 +211,15 @@ def test_compiled_parts_run_eagerly_and_are_not_compiled_again():
     kinds = [site.kind for site in sites(model, x)]
     model(x)
     assert kinds == ["Linear", "ReLU", "Tanh"] and len(compiled) == 1
+
+
+def test_scripted_parts_keep_their_buffers_and_modes():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    model, x = nn.Sequential(scripted, nn.Linear(2, 2)), torch.randn(4, 2)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    observe(model, nothing, x, training=True)
+    assert [site.path for site in sites(model, x)] == ["1"]
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    with isolated(model.train(), training=False):
+        assert not scripted.training
+    assert scripted.training and all(torch.equal(b, before[name]) for name, b in model.named_buffers())

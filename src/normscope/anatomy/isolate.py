@@ -45,15 +45,17 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         ModelError: a lazy module has not seen its first batch, so running it would create its parameters.
     """
     _refuse_uninitialized(model)
-    modules = list(unwrapped(model).modules())
+    everything = list(unwrapped(model).modules())
+    modules = [module for module in everything if not isinstance(module, torch.jit.ScriptModule)]
+    scripted = [module for module in everything if isinstance(module, torch.jit.ScriptModule)]
     kept = [(content, dict(content)) for module in modules for content in _contents(module)]
     caching = torch.is_autocast_cache_enabled()
-    with _random_states_kept(modules), _eagerly():
+    with _random_states_kept(modules), _scripted_kept(scripted), _eagerly():
         try:
             # A weight cast without gradients must not be found in autocast's cache by the training step.
             torch.set_autocast_cache_enabled(False)
             _exchange_tensors(modules)
-            _set_mode(modules, training)
+            _set_mode(everything, training)
             yield
         finally:
             for content, before in kept:
@@ -113,6 +115,21 @@ def _refuse_uninitialized(model: nn.Module) -> None:
 def _eagerly() -> AbstractContextManager[Any]:
     # Where nothing was compiled yet the compiler is not loaded, and loading it takes a second.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def _scripted_kept(modules: list[torch.jit.ScriptModule]) -> Iterator[None]:
+    """A scripted module gives no access to its dictionaries: its buffers are written back instead of exchanged."""
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers(recurse=False)]
+    modes = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

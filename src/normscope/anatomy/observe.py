@@ -131,6 +131,8 @@ class _Observer(TorchFunctionMode):
 
     def hook(self, model: nn.Module) -> None:
         for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             self._hooks += self._hooked(path, module)
 
     def unhook(self) -> None:
