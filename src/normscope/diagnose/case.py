@@ -106,24 +106,13 @@ class Case(Datum):
     @property
     def learns(self) -> bool | None:
         """Whether the loss has fallen by a tenth of itself and beyond its noise; None when it is unknown."""
-        return None if self._fallen is None else self._fallen > 0.1
+        fallen = self.loss.fallen
+        return None if fallen is None else fallen > 0.1
 
     @property
     def thrives(self) -> bool:
         """Whether the loss is known to have fallen to less than half of where it started."""
-        return self._fallen is not None and self._fallen > 0.5
-
-    @cached_property
-    def _fallen(self) -> float | None:
-        """The share of the first losses that is gone in the last ones; 0 where that is within their noise."""
-        values = self.loss.values
-        if len(values) < 6:
-            return None
-        few = max(2, len(values) // 10)
-        start, end = float(np.median(values[:few])), float(np.median(values[-few:]))
-        noise = 1.4826 * float(np.median(np.abs(np.diff(values)))) / 2**0.5
-        fallen = start - end
-        return fallen / abs(start) if fallen > 3 * noise and start else 0.0
+        return (self.loss.fallen or 0.0) > 0.5
 
     @cached_property
     def output_gap(self) -> Track:
@@ -144,14 +133,15 @@ class Case(Datum):
     def drift(self) -> Layers:
         """How far the inputs of hidden activations move in ten steps, in deviations, between neighbouring probes.
 
-        Of activations that no norm feeds. Unit by unit: the root mean square of √(Δμ² + Δσ²) over that of σ. Where
-        probes are more than ten steps apart, the distance is divided by as many tens: less than the whole path.
+        Of activations that no norm feeds. The root mean square over units of √(Δμ² + Δσ²), over the deviation of all
+        units and samples together. Where probes are more than ten steps apart, the distance is divided by as many
+        tens, which is less than the whole path.
         """
         rows: dict[str, Track] = {}
         for site in self.hidden_activations:
             told = [] if self.follows_norm(site) else self.summaries(site.at("input"), "probe")
             moves = [
-                gap(before, after) * min(1.0, DRIFT_STEPS / (step - earlier))
+                moved(before, after) * min(1.0, DRIFT_STEPS / (step - earlier))
                 for (earlier, before), (step, after) in pairwise(told)
             ]
             if moves:
@@ -173,6 +163,13 @@ class Case(Datum):
             return Track.of((), ())
         told = self.summaries(site.at("input"))
         return Track.of((s for s, _ in told), (one.sketch.outside(function.low, function.high) for _, one in told))
+
+    def dead(self, site: Site) -> Track:
+        """The share of an activation's units that are constant over the probe, where their output is finite."""
+        track = self.scalar(site, "dead")
+        broken = self.record.series(site, "nonfinite", source="probe")
+        finite = ~np.isin(track.steps, broken.steps[broken.values > 0])
+        return Track.of(track.steps[finite], track.values[finite])
 
     def summaries(self, tensor: Site, source: str | None = None) -> list[tuple[int, Summary]]:
         """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches."""
@@ -316,6 +313,14 @@ class Case(Datum):
             if len(steps):
                 return spread(steps, SAMPLES)
         return np.array([], dtype=np.int64)
+
+
+def moved(before: Summary, after: Summary) -> float:
+    """How far the units of a layer have moved, in deviations of the layer; NaN where it is constant."""
+    old, new = before.channels, after.channels
+    if old is None or new is None or old.mean.shape != new.mean.shape or not before.std > 0:
+        return float("nan")
+    return float(np.sqrt(np.mean((new.mean - old.mean) ** 2 + (new.std - old.std) ** 2))) / before.std
 
 
 def spread(steps: np.ndarray, count: int) -> np.ndarray:

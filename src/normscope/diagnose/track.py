@@ -40,6 +40,19 @@ class Track(Datum):
         """The median of the last samples: where the run stands. NaN when nothing was measured."""
         return float(np.median(self.values[-PERSISTENCE:])) if len(self) else float("nan")
 
+    @property
+    def fallen(self) -> float | None:
+        """The share of the first values that is gone in the last ones; 0 where that is within their noise.
+
+        Of the first three values the least counts, so a spike at the start is no height to have fallen from. None
+        with fewer than six samples.
+        """
+        if len(self) < 6:
+            return None
+        start, end = float(self.values[:3].min()), float(np.median(self.values[-max(3, len(self) // 10) :]))
+        noise = 1.4826 * float(np.median(np.abs(np.diff(self.values)))) / 2**0.5
+        return (start - end) / abs(start) if start and start - end > 3 * noise else 0.0
+
     def after(self, step: int) -> Track:
         """The samples from `step` on."""
         late = self.steps >= step
@@ -48,6 +61,11 @@ class Track(Datum):
     def late(self) -> Track:
         """The second half of the run by steps: what holds here is no transient of the start."""
         return self.after(int(self.steps[-1]) // 2) if len(self) else self
+
+    def starts(self, *, below: float) -> int:
+        """How many samples from the first on lie below the threshold without a break."""
+        beyond = np.flatnonzero(~(self.values < below))
+        return int(beyond[0]) if len(beyond) else len(self)
 
     def since(self, *, above: float | None = None, below: float | None = None) -> int | None:
         """The first step of the unbroken stretch beyond the threshold that reaches to the last sample.

@@ -58,7 +58,7 @@ def check(case: Case) -> Iterator[Finding]:
     """One finding with every hidden activation that is mostly dead."""
     dead: dict[Site, tuple[Track, int]] = {}
     for site in case.hidden_activations:
-        share = case.scalar(site, "dead")
+        share = case.dead(site)
         since = share.since(above=DEAD.value)
         if since is not None and _countable(case, site):
             dead[site] = share, since

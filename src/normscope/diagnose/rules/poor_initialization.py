@@ -4,8 +4,8 @@
 Two starts from which a network does not get away by itself. The signal dies: behind some layer, and in every layer
 after it to the output, all samples give nearly the same, differing by less than a four-hundredth of their size. Or it
 explodes: the last layers' activations are more than four hundred times as large as the first ones'. It must be so at
-the first probe and stay so; many networks start with little variation at the output and have it grown after a few
-steps.
+the first probe and stay so for half the run at least; many networks start with little variation at the output and have
+it grown after a few steps.
 
 ## Why it hurts
 A network whose output is the same for all samples can only learn the mean of the targets, and its gradients carry no
@@ -16,8 +16,9 @@ On the fixed batch, the deviation of each layer's output between samples over it
 minus the correlation of two samples. And the root mean square of each layer's output relative to the first's.
 
 ## Prescription
-Draw the weights at the gain of the activation (He for rectifiers, Xavier for tanh), or normalize over the batch before
-each activation. Under sigmoids only the latter helps: the constant 1/2 that each of them adds is common to all samples.
+Normalize over the batch before each activation, or draw the weights at the gain of the activation (He for rectifiers,
+Xavier for tanh). Under sigmoids only the former helps: the constant 1/2 that each of them adds is common to all
+samples.
 
 ## When to ignore
 When the samples of the fixed batch are nearly alike, as when the probe holds one sample many times.
@@ -42,7 +43,6 @@ from normscope.diagnose.layers import collapsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import PERSISTENCE
-from normscope.terms.activations import activation_named
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 ALIKE = Threshold(
@@ -63,7 +63,8 @@ def check(case: Case) -> Iterator[Finding]:
 def _dying(case: Case) -> Iterator[Finding]:
     variation = case.variation
     least = variation.behind()
-    if len(least) < PERSISTENCE or least.since(below=ALIKE.value) != least.steps[0]:
+    stretch = least.starts(below=ALIKE.value)
+    if stretch < max(PERSISTENCE, len(least) / 2) or (case.learns and stretch < len(least)):
         return
     column = variation.values[:, 0]
     layers = variation.paths[collapsed(column, ALIKE.value) :]
@@ -117,13 +118,13 @@ def _finding(case: Case, layers: tuple[str, ...], message: str, evidence: Eviden
 
 
 def _cures(case: Case) -> Iterator[Prescription]:
-    """Weights at the right gain cure rectifiers and tanh; what stands on sigmoids only a norm over the batch does."""
+    """A norm over the batch cures any start; without one, weights at the right gain come first."""
     functions = case.hidden_activations
     norm = remedies.normalize(case, functions)
     layers = case.producers_before(functions)
     weights = remedies.reinitialize(case, layers, functions) if layers else None
-    named = {function.name for site in functions if (function := activation_named(site.kind)) is not None}
-    order = (norm, weights) if "sigmoid" in named else (weights, norm)
+    over_batch = norm is not None and norm.arguments["norm"] == "BatchNorm"
+    order = (norm, weights) if over_batch else (weights, norm)
     yield from (cure for cure in order if cure is not None)
 
 
