@@ -103,12 +103,11 @@ class Discovery:
         if stepped and not own & stepped:
             return
         place = self._place(model, alone=stepped <= own)
-        watcher = watch(model, path=place, budget=self._budget, every=self._every)
+        watcher = watch(module, path=place, budget=self._budget, every=self._every)
         self._known.update(id(part) for part in module.modules())
         self.watchers.append(watcher)
         self._introduce(watcher, own)
-        if module is model:  # a hook that is put on a module does not see the call that is under way
-            watcher.joined(compiled, args, kwargs_of_call())
+        watcher.joined(compiled, module, args, kwargs_of_call())
         if stepped and stepped <= self._watched():
             self._rest()
 

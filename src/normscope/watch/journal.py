@@ -25,6 +25,8 @@ class Journal:
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
         self._said: set[str] = set()
+        self._found: tuple[int, float] | None = None
+        self._told_loss = False
         self._known: dict[str, Any] = {}
         self._broken: set[str] = set()
 
@@ -78,8 +80,23 @@ class Journal:
             self._known.update(news)
             self.writer.meta(**news)
 
+    def found_loss(self, step: int, value: float) -> None:
+        """Keep a loss that was found, until it is clear that the user does not tell it."""
+        self.settle()
+        self._found = (step, value)
+
+    def settle(self) -> None:
+        """Write the loss that was found, if none was told."""
+        if self._found is not None and not self._told_loss:
+            self._write_loss(*self._found)
+        self._found = None
+
     def loss(self, step: int, value: float) -> None:
-        """Write the loss of a step."""
+        """Write the loss of a step as the user tells it; from then on none that is found is written."""
+        self._told_loss = True
+        self._write_loss(step, value)
+
+    def _write_loss(self, step: int, value: float) -> None:
         self.writer.scalar(None, step, "loss", value)
         if not isfinite(value):
             self._not_finite("loss", step, "the loss", {"quantity": "loss"})

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from normscope.anatomy.batch import Probe
@@ -31,7 +32,6 @@ class Observer:
 
     Attributes:
         step: the step that is being observed, or None between sampled steps.
-        told_loss: whether the user tells the loss, so that it need not be found.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Observer:
         self._live = live
         self._scale = 1.0
         self.step: int | None = None
-        self.told_loss = False
 
     def begin(self, step: int, due: Due, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
@@ -117,9 +116,12 @@ class Observer:
         fits = self._fixed.fits if self._fixed is not None else self._tried or self._probe is None
         if self._plan is not None and fits:
             return
-        self._fixed, self._tried = None, self._probe is not None
+        lazy = any(is_lazy(parameter) for parameter in self._model.parameters())
+        self._fixed, self._tried = None, self._probe is not None and not lazy
+        if lazy:
+            self._journal.say("The parameters have no values yet; the fixed batch begins with the next sample.")
         try:
-            if self._probe is not None:
+            if self._tried and self._probe is not None:
                 self._fixed = FixedBatch(
                     self._model, self._probe, self._measures, loss_fn=self._loss_fn, seed=self._seed
                 )
@@ -163,8 +165,8 @@ class Observer:
         own = _summaries([*update.parameters, *update.gradients, *update.changes])
         passes = self._passes(step, taps, update, own)
         self._journal.live(step, [*passes, *own])
-        if passes and taps is not None and taps.loss is not None and not self.told_loss:
-            self._journal.loss(step, float(taps.loss) / update.scale)
+        if passes and taps is not None and taps.loss is not None:
+            self._journal.found_loss(step, float(taps.loss) / update.scale)
         self._journal.update_ratios(step, own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")

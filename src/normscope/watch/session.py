@@ -84,7 +84,7 @@ def watch(
     schedule = schedule_of(every, budget)
     measures = measures_named(probes)
     held = None if probe is None else Probe.of(probe).detached()
-    model = unwrapped(model)
+    root, model = _called(model), unwrapped(model)
     place = Path(path) if path is not None else _fresh_path(model)
     told = _described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
     journal = Journal(Writer(place, rank=_rank(), meta={**told, **(meta or {})}))
@@ -92,7 +92,7 @@ def watch(
     observer = Observer(
         model, journal, guard, probe=held, loss_fn=loss_fn, measures=list(measures.values()), seed=seed, live=live
     )
-    watcher = Watcher(model, observer, journal, guard, schedule, started)
+    watcher = Watcher(model, root, observer, journal, guard, schedule, started)
     if optimizer is not None:
         watcher.adopt(optimizer)
     return watcher
@@ -106,10 +106,18 @@ class Watcher:
     """
 
     def __init__(
-        self, model: nn.Module, observer: Observer, journal: Journal, guard: Guard, schedule: Schedule, started: float
+        self,
+        model: nn.Module,
+        root: nn.Module,
+        observer: Observer,
+        journal: Journal,
+        guard: Guard,
+        schedule: Schedule,
+        started: float,
     ) -> None:
         self.path = journal.writer.path
-        self._model, self._observer, self._journal, self._guard = model, observer, journal, guard
+        self._model, self._root = model, root
+        self._observer, self._journal, self._guard = observer, journal, guard
         self._schedule = schedule
         self._started = started
         self._ended: float | None = None
@@ -188,9 +196,9 @@ class Watcher:
         """The identities of the trainable parameters."""
         return {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
 
-    def joined(self, compiled: bool, args: Any, kwargs: Any) -> None:
-        """Say that the model is being called now, where its hooks came too late for this call."""
-        self._forward_begins(compiled, self._model, args, kwargs)
+    def joined(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Say that `module` is being called now; if its hooks came too late for this call, it is seen all the same."""
+        self._forward_begins(compiled, module, args, kwargs)
 
     def crashed(self, error: BaseException) -> None:
         """Keep what ended the training."""
@@ -214,8 +222,8 @@ class Watcher:
         if self._due and not self._guard.is_off("observer"):
             self._spent_before = self._guard.spent
             self._root_hooks = [
-                before_forward(self._model, RootHook(self._forward_begins)),
-                after_forward(self._model, RootHook(self._forward_ends)),
+                before_forward(self._root, RootHook(self._forward_begins)),
+                after_forward(self._root, RootHook(self._forward_ends)),
             ]
 
     def _forward_begins(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -225,7 +233,7 @@ class Watcher:
     def _open(self, compiled: bool, args: Any, kwargs: Any) -> None:
         if self._observer.step is None:
             self._observer.begin(self._step, self._due, args, kwargs)
-            self._observer.tap(compiled)
+            self._observer.tap(compiled or self._root is not self._model)
         self._observer.forward_begins((args, kwargs))
 
     def _forward_ends(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -234,11 +242,11 @@ class Watcher:
 
     def _is_training(self, module: nn.Module) -> bool:
         """Whether a forward pass of `module` now is one that learns from a batch."""
-        if module is not self._model or not self._is_here() or in_backward() or in_transform():
+        if module is not self._root or not self._is_here() or in_backward() or in_transform():
             return False
-        if not module.training and torch.is_grad_enabled():
-            self._evaluated = True
-        return torch.is_grad_enabled() and (module.training or self._learns_in_evaluation_mode)
+        training = self._model.training
+        self._evaluated |= not training and torch.is_grad_enabled()
+        return torch.is_grad_enabled() and (training or self._learns_in_evaluation_mode)
 
     def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> None:
         closure = next((value for value in (*args[1:], *kwargs.values()) if value is not None), None)
@@ -286,12 +294,12 @@ class Watcher:
     # What is told to the record.
 
     def _take_loss(self, value: float | Tensor) -> None:
-        self._observer.told_loss = True
         if self._loss_lags is None:
             self._loss_lags = self._step == 1  # first told right after the first update: it is told after updates
         step = self._step - self._loss_lags
+        value = value.detach() if isinstance(value, Tensor) else value
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            self._losses.append((step, value.detach().clone()))
+            self._losses.append((step, value.clone()))
         else:
             self._journal.loss(step, float(value))
 
@@ -333,6 +341,7 @@ class Watcher:
         for handle in self._step_hooks:
             handle.remove()
         self._tell_losses()
+        self._journal.settle()
         self._journal.writer.meta(overhead=self.overhead)
         self._journal.writer.event("end", f"Watching ended after {self._step} steps.", step=self._step)
 
@@ -352,6 +361,13 @@ def _check(model: Any, optimizer: Any) -> None:
             because="steps are counted by the hooks of torch.optim.Optimizer",
             do="give the torch optimizer, or none and call Watcher.step() after each update",
         )
+
+
+def _called(model: nn.Module) -> nn.Module:
+    """The module whose hooks a call of `model` is sure to run: a compiled wrapper, or what is inside the others."""
+    while not isinstance(getattr(model, "_orig_mod", None), nn.Module) and unwrapped(model) is not model:
+        model = model.module  # pyright: ignore[reportAssignmentType]
+    return model
 
 
 def _fresh_path(model: nn.Module) -> Path:

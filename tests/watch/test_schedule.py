@@ -1,0 +1,81 @@
+"""When to look."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normscope.terms.errors import UnknownNameError
+from normscope.watch.schedule import RESOLUTION, Budgeted, Cost, Due, schedule_of
+
+FREE = Cost(elapsed=1e9, spent=0.0, setup=0.0, sample=0.0, last=0)
+
+
+def sampled(schedule, steps, cost=FREE):
+    return [step for step in range(steps) if schedule.due(step, cost).live]
+
+
+def probed(schedule, steps):
+    return [step for step in range(steps) if schedule.due(step, FREE).probe]
+
+
+def test_an_interval_is_honoured_exactly_and_dense_ones_probe_every_tenth_step():
+    assert sampled(schedule_of(3, 0.01), 10, Cost(1, 100, 0, 100, 0)) == [0, 3, 6, 9]
+    assert probed(schedule_of(3, 0.01), 30) == [0, 12, 24]
+    assert probed(schedule_of(1, 0.01), 25) == [0, 10, 20]
+    assert probed(schedule_of(10, 0.01), 25) == [0, 10, 20]
+    assert probed(schedule_of(25, 0.01), 60) == [0, 25, 50]
+
+
+def test_a_function_chooses_and_the_start_is_always_seen():
+    chosen = schedule_of(lambda step: step in (4, 7), 0.01)
+    assert sampled(chosen, 10) == probed(chosen, 10) == [0, 4, 7]
+
+
+@given(
+    budget=st.floats(0.001, 0.5),
+    sample=st.floats(1e-4, 1.0),
+    setup=st.floats(0.0, 5.0),
+    pace=st.floats(1e-4, 1.0),
+)
+def test_the_budget_is_kept_beside_the_set_up_and_its_loan(budget, sample, setup, pace):
+    schedule, spent, last, elapsed = Budgeted(budget), setup, 0, setup
+    for step in range(1, 2000):
+        cost = Cost(elapsed, spent, setup, sample, last)
+        if schedule.due(step, cost):
+            assert (step - last) * RESOLUTION >= step
+            spent, last, elapsed = spent + sample, step, elapsed + sample
+        elapsed += pace
+        assert spent <= budget * elapsed + 2 * setup + 1e-9
+    if budget * elapsed > 4 * (setup + sample):  # long enough to pay back: then the budget is used, not saved
+        assert spent - setup >= 0.4 * min(budget * elapsed, 2000 * sample / 4)
+
+
+def test_the_steps_of_powers_of_two_are_seen_on_credit():
+    found = [step for step in range(1, 70) if Budgeted(0.01).due(step, Cost(1.0, 2.0, 1.5, 0.1, 0))]
+    assert found == [1, 2, 4, 8, 16, 32, 64]  # 0.6 s above the budget, the set-up took 1.5 s
+    assert not Budgeted(0.01).due(4, Cost(1.0, 3.5, 1.5, 0.1, 0))
+
+
+def test_long_runs_are_sampled_no_finer_than_they_can_be_shown():
+    schedule, last, count = Budgeted(1.0), 0, 0
+    for step in range(1, 20000):
+        if schedule.due(step, Cost(1e9, 0, 0, 0, last)):
+            last, count = step, count + 1
+    assert count < 512 + 512 * 5.5  # log2(20000 / 512) doublings
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "often", None, True])
+def test_an_interval_that_is_none_is_refused_in_four_lines(every):
+    with pytest.raises(UnknownNameError) as error:
+        schedule_of(every, 0.01)
+    assert str(error.value).splitlines()[1] == f"  found    every={every!r}"
+
+
+@pytest.mark.parametrize("budget", [0, -0.1, 1.5, "1%"])
+def test_a_budget_that_is_no_share_is_refused_in_four_lines(budget):
+    with pytest.raises(UnknownNameError, match="is one percent"):
+        schedule_of("auto", budget)
+
+
+def test_nothing_due_is_false():
+    assert not Due() and Due(probe=True) and Due(live=True)
