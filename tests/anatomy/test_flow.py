@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from normscope.anatomy.flow import symbolic, trace
@@ -274,3 +276,55 @@ def test_a_part_that_cannot_be_read_leaves_no_other_trace():
     """Reading a weight while fx traces must not become a part of the flow."""
     flow = symbolic(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.LayerNorm(2))))
     assert [(call.path, call.inputs) for call in flow.calls] == [("0", (INPUT,)), ("1", (0,)), ("2.0", (1,))]
+
+
+KINDS = ("Linear", "LayerNorm", "Tanh", "relu", "add", "neg")
+STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12)
+
+
+class Drawn(nn.Module):
+    """A network given as a list of (kind, value, value): each step works on values made before, 0 being the input."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+        make = {"Linear": lambda: nn.Linear(2, 2), "LayerNorm": lambda: nn.LayerNorm(2), "Tanh": nn.Tanh}
+        self.layers = nn.ModuleDict({str(i): make[kind]() for i, (kind, *_) in enumerate(steps) if kind in make})
+
+    def forward(self, x):
+        values, functions = [x], {"relu": F.relu, "neg": torch.neg, "add": torch.add}
+        for i, (kind, *taken) in enumerate(self.steps):
+            function = self.layers[str(i)] if str(i) in self.layers else functions[kind]
+            values.append(function(*(values[each % len(values)] for each in taken[: 2 if kind == "add" else 1])))
+        return values[-1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS)
+def test_the_flow_of_a_drawn_network_is_the_drawing(steps):
+    expected = []  # value 0 is the input, and call i makes value i + 1
+    for i, (kind, *taken) in enumerate(steps):
+        expected.append((kind, tuple(each % (i + 1) - 1 for each in taken[: 2 if kind == "add" else 1])))
+    model = Drawn(steps)
+    for flow in (trace(model, torch.ones(1, 2)), symbolic(model)):
+        assert [(call.kind, call.inputs) for call in flow.calls] == expected
+        assert flow.outputs == (len(steps) - 1,)
+        for call in flow.calls:
+            assert all(call in flow.producers(taker) for taker in flow.consumers(call))
+
+
+def test_a_call_that_returns_its_argument_stands_for_it_from_then_on():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            x = self.fc(x)
+            same = x.flatten(1)
+            return self.norm(x) + same
+
+    flow = trace(Flat(), torch.ones(3, 2))
+    fc, flat, norm, total = flow.calls
+    assert flow.producers(norm) == (flat,) and flow.producers(norm, skip=True) == (fc,)
+    assert flow.producers(total, skip=True) == (norm, fc)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import normscope.nn as ours
 from normscope.anatomy.recognize import activation_of, kind_of, role_of, spec_of
 from normscope.terms.activations import BY_CLASS
 from normscope.terms.catalog import CATALOG
@@ -362,7 +363,8 @@ def test_measuring_neither_calls_nor_copies_hooks():
         nn.MultiheadAttention(2, 1),
         nn.LazyConv2d(2, 1),
         parametrizations.weight_norm(nn.Linear(2, 2)),
-        type("Conv1D", (nn.Module,), {})(),
+        type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})(),
+        ours.LSTM(2, 2, norm="layer"),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -398,7 +400,15 @@ def test_activations_of_other_packages_by_name(name, function):
 
 
 def test_the_rest_is_other():
-    for module in (nn.Dropout(), nn.MaxPool2d(2), nn.Sequential(), nn.Softmin(), nn.TransformerEncoderLayer(2, 1)):
+    same_name = type("Conv1D", (nn.Module,), {})()  # as people call blocks of their own
+    for module in (
+        same_name,
+        nn.Dropout(),
+        nn.MaxPool2d(2),
+        nn.Sequential(),
+        nn.Softmin(),
+        nn.TransformerEncoderLayer(2, 1),
+    ):
         assert role_of(module) == "other"
 
 

@@ -112,6 +112,9 @@ class Flow(Datum):
 def trace(model: nn.Module, probe: Any) -> Flow:
     """The flow of one run on `probe`, in evaluation mode and without gradients. The model stays as it is.
 
+    A value is known by the tensor that holds it. A call that returns its argument itself (``flatten`` of what is flat,
+    dropout in evaluation mode) stands for it from then on, so ask across such calls with ``skip``.
+
     Raises:
         DataError: the probe does not fit the model.
         ModelError: the model raised.

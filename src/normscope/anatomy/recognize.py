@@ -27,7 +27,10 @@ _PRODUCERS = (
 )
 _FUSED = 3  # parts of a norm that is one layer: an activation, a dropout, an anti-aliasing step
 _SAID = {"GELU": "gelu", "Swish": "silu"}  # words in the names of classes outside torch, all their approximations
-_PRODUCERS_BY_NAME = {"Conv1D"}  # transformers' GPT-2 linear layer
+_PRODUCERS_ELSEWHERE = {
+    "transformers.pytorch_utils.Conv1D",  # the linear layer of GPT-2
+    *(f"normscope.norms.recurrent.{name}" for name in ("LSTM", "GRU", "RNN")),
+}
 
 
 def spec_of(module: nn.Module) -> NormSpec | None:
@@ -51,7 +54,7 @@ def role_of(module: nn.Module) -> Role:
     """What `module` does: ``norm``, ``producer`` (linear, convolution, recurrent, embedding, attention),
     ``activation``, or ``other``.
     """
-    if isinstance(module, _PRODUCERS) or type(module).__name__ in _PRODUCERS_BY_NAME:
+    if isinstance(module, _PRODUCERS) or any(_name(kind) in _PRODUCERS_ELSEWHERE for kind in type(module).__mro__):
         return "producer"
     if activation_of(module) is not None:
         return "activation"
@@ -72,6 +75,10 @@ def activation_of(module: nn.Module | None) -> Activation | None:
 def kind_of(module: nn.Module) -> str:
     """The name of the module's class, as it was before torch's parametrizations derived another from it."""
     return type_before_parametrizations(module).__name__
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _measured(module: nn.Module) -> NormSpec | None:
