@@ -131,7 +131,7 @@ writer = Writer(sys.argv[1], flush_every=1e6, queue_limit=300)
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, unlimited[1]))
 for step in range(4000):
-    writer.summary(Site("fc"), step, "live", one)
+    writer.summary(Site(f"fc{step // 100}"), step, "live", one)
     if step % 100 == 99:
         writer.flush()
 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -148,6 +148,7 @@ def test_a_file_that_may_not_grow_is_as_a_full_disk(run, child):
     record = Record(run)
     dropped = sum(event.data["summary"] for event in record.events if event.kind == "dropped")
     assert dropped == int(told) > 0 and len(record.steps) == 4000 - dropped
+    assert sum(len(record.series(site, "mean")) for site in record.sites) == 4000 - dropped
     assert record.complete and "fault" in kinds(record) and integrity(run) == "ok"
 
 
