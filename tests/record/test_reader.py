@@ -257,6 +257,13 @@ def test_a_forked_child_reads_for_itself(small):
     assert len(record.steps) == 2
 
 
+def test_it_tells_for_how_long_it_was_recorded(small):
+    change(small, "UPDATE segment SET started = 100, ended = 160")
+    change(small, "INSERT INTO segment (token, version, host, pid, started, ended) VALUES ('', '', '', 0, 300, 330)")
+    change(small, "INSERT INTO segment (token, version, host, pid, started) VALUES ('broke off', '', '', 0, 400)")
+    assert Record(small).seconds == 90
+
+
 def test_sites_stand_in_execution_order(small):
     assert [site.path for site in Record(small).sites] == ["in", "fc"]
 
