@@ -204,7 +204,7 @@ def _unknown(name: str, found: Sequence[Rule]) -> UnknownNameError:
     near = difflib.get_close_matches(name, words, n=3, cutoff=0.5)
     return UnknownNameError(
         f"A rule was asked for as {name!r}.",
-        found="no rule has that code or name" + (f"; near it are {', '.join(near)}" if near else ""),
+        found="no rule has that code or name" + (f"; near it: {', '.join(near)}" if near else ""),
         because="rules go by their code (NS201), the start of a code (NS2) or their name",
         do="choose one of " + ", ".join(f"{one.code} {one.name}" for one in found),
     )

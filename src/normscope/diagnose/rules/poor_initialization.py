@@ -42,7 +42,6 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.layers import collapsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
-from normscope.diagnose.track import PERSISTENCE
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 ALIKE = Threshold(
@@ -64,7 +63,7 @@ def _dying(case: Case) -> Iterator[Finding]:
     variation = case.variation
     least = variation.behind()
     stretch = least.starts(below=ALIKE.value)
-    if stretch < max(PERSISTENCE, len(least) / 2) or (case.learns and stretch < len(least)):
+    if stretch < max(2, len(least) / 2) or (case.learns and stretch < len(least)):
         return
     column = variation.values[:, 0]
     layers = variation.paths[collapsed(column, ALIKE.value) :]
