@@ -153,6 +153,9 @@ def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put `new`, which may hold `old`, wherever `old` is registered; the model."""
     for owner, name in list(_owners(model, old)):
         owner._modules[name] = new
+        if isinstance(owner, nn.TransformerEncoderLayer):
+            # Its fused path reads the parameters past the modules and would go on computing a LayerNorm.
+            owner.activation_relu_or_gelu = 0
     return new if model is old else model
 
 
