@@ -160,6 +160,19 @@ def test_a_generator_of_the_model_is_put_back():
     assert torch.equal(model.source.get_state(), state)
 
 
+def test_the_state_of_another_accelerator_is_put_back(monkeypatch):
+    class Device:
+        state = "before"
+        get_rng_state = classmethod(lambda cls: cls.state)
+        set_rng_state = classmethod(lambda cls, state: setattr(cls, "state", state))
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Device)
+    with isolated(nn.Identity()):
+        Device.state = "after"
+    assert Device.state == "before"
+
+
 def test_the_next_step_under_autocast_has_its_gradients():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     with torch.autocast("cpu", dtype=torch.bfloat16):

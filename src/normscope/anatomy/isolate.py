@@ -135,7 +135,8 @@ def _scripted_kept(modules: list[torch.jit.ScriptModule]) -> Iterator[None]:
 @contextmanager
 def _random_states_kept(modules: list[nn.Module]) -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, other = random.getstate(), np.random.get_state(), _other_accelerator()
+    accelerator = other.get_rng_state() if other is not None else None
     held = [value for module in modules for value in module.__dict__.values() if isinstance(value, torch.Generator)]
     states = [generator.get_state() for generator in held]
     with torch.random.fork_rng(devices=devices):
@@ -144,5 +145,13 @@ def _random_states_kept(modules: list[nn.Module]) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            if other is not None:
+                other.set_rng_state(accelerator)
             for generator, state in zip(held, states):
                 generator.set_state(state)
+
+
+def _other_accelerator() -> Any:
+    """The module of the accelerator at hand when it is not CUDA (``torch.mps``, ``torch.xpu``); else None."""
+    accelerator = torch.accelerator.current_accelerator()
+    return None if accelerator is None or accelerator.type == "cuda" else torch.get_device_module(accelerator)
