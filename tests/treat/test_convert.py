@@ -142,6 +142,29 @@ def test_statistics_are_taken_from_data_when_the_new_norm_keeps_some():
     assert "its statistics start at mean 0 and variance 1" in convert(model, "BatchNorm").changes[0].after
 
 
+def test_the_fit_is_least_squares_over_all_batches_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(learned(nn.LayerNorm(4)).double()).eval()
+    data = [torch.randn(n, 4, dtype=torch.float64) * n + shift for n, shift in ((9, 0), (5, 7), (14, -3))]
+    new = convert(model, "BatchNorm", data=data).model.eval()[0]
+    x, y = torch.cat(data), model(torch.cat(data)).detach()
+    for channel in range(4):
+        line = torch.stack((x[:, channel], torch.ones(len(x), dtype=x.dtype)), 1)
+        best = line @ torch.linalg.lstsq(line, y[:, channel, None]).solution
+        assert torch.allclose(new(x)[:, channel], best[:, 0], atol=1e-10)
+
+
+def test_a_later_norm_is_fitted_to_what_the_earlier_ones_give_it():
+    torch.manual_seed(0)
+    parts = [part for _ in range(3) for part in (nn.Linear(4, 4), learned(nn.LayerNorm(4)), nn.Tanh())]
+    model, x = nn.Sequential(*parts).double(), torch.randn(64, 4, dtype=torch.float64)
+    treated = convert(model, "BatchNorm", data=x).model.eval()
+    for place in (1, 4, 7):
+        reached = treated[:place](x)
+        assert torch.allclose(treated[place].running_mean, reached.mean(0), atol=1e-12)
+        assert torch.allclose(treated[place].running_var, reached.var(0, correction=0), atol=1e-12)
+
+
 def test_to_a_description_or_by_a_function():
     spec = CATALOG["GroupNorm"].but(groups=2, eps=1e-3)
     treated = convert(net(), spec)

@@ -173,6 +173,13 @@ def test_exact_statistics_make_evaluation_consistent_with_itself():
         recalibrate(model, iter(data), exact=True)
 
 
+def test_exact_statistics_know_no_dropout():
+    model, x = mlp().train(), torch.randn(64, 4, dtype=torch.float64)
+    recalibrate(model, [x], exact=True)
+    hidden = model[1](model[0](x)).detach()
+    np.testing.assert_allclose(model[3].running_var, hidden.var(0, correction=0), rtol=1e-10)
+
+
 def test_the_gap_is_told_before_and_after():
     torch.manual_seed(0)
     model = mlp(torch.float32)

@@ -72,6 +72,13 @@ def test_arms_that_differ_in_nothing_are_bitwise_alike():
     assert any("lower the learning rate" in note for note in result.notes)
 
 
+def test_a_treatment_that_draws_random_numbers_does_not_move_the_data():
+    result = trial(
+        build, lambda model, step: 1 + torch.rand(()), ns.Prescription("reinitialize"), steps=5, seeds=(0, 1)
+    )
+    assert result.untreated.curves == result.treated.curves
+
+
 def test_a_treatment_that_harms_fails():
     deaf = ns.Prescription("reinitialize", arguments={"method": "he", "seed": 0})
 
