@@ -42,11 +42,13 @@ class Discovery:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, budget: float = 0.01, every: Every = "auto") -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the script may change directory
         self.watchers: list[Watcher] = []
         self._budget = budget
         self._every: Every = every
-        self._known: set[int] = set()  # modules that are watched, or need not be
+        self._inner: set[int] = set()  # modules that are watched, or belong to one that was called
+        self._calls = 0
+        self._strangers: WeakSet[Optimizer] = WeakSet()  # optimizers from before the script
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._steps = 0
         self._crash: BaseException | None = None
@@ -57,6 +59,7 @@ class Discovery:
     def __enter__(self) -> Discovery:
         # Torch warns that a global hook is called for the compiled wrapper as well; ours means to be.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        self._strangers = WeakSet(_living_optimizers())
         self._on_optimizers = register_optimizer_step_pre_hook(self._stepping)
         self._search()
         return self
@@ -87,33 +90,37 @@ class Discovery:
             self._on_modules = None
 
     def _called(self, compiled: bool, module: nn.Module, args: Any) -> None:
-        if id(module) not in self._known and torch.is_grad_enabled() and not in_backward() and not in_transform():
+        if id(module) not in self._inner and torch.is_grad_enabled() and not in_backward() and not in_transform():
             self._guard("discovery", self._consider, compiled, module, args)
 
     def _consider(self, compiled: bool, module: nn.Module, args: Any) -> None:
-        """Watch `module`, called from outside of everything that is watched, if it is a model that learns."""
+        """Watch `module`, which was called from outside of every other, if it is a model that learns."""
+        self._inner.update(id(part) for part in module.modules() if part is not module)
         model = unwrapped(module)
         own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        if not own:
-            self._known.update(id(part) for part in module.modules())
         if not own or not model.training:
             return
-        self._optimizers.update(_living_optimizers())
+        self._look_for_optimizers()
         stepped = _owned(self._optimizers)
-        if stepped and not own & stepped:
+        if not own & stepped:
             return
-        place = self._place(model, alone=stepped <= own)
-        watcher = watch(module, path=place, budget=self._budget, every=self._every)
-        self._known.update(id(part) for part in module.modules())
+        watcher = watch(module, path=self._place(model, own, stepped), budget=self._budget, every=self._every)
+        self._inner.add(id(module))
         self.watchers.append(watcher)
         self._introduce(watcher, own)
         watcher.joined(compiled, module, args, kwargs_of_call())
-        if stepped and stepped <= self._watched():
+        if stepped <= self._watched():
             self._rest()
 
-    def _place(self, model: nn.Module, *, alone: bool) -> Path:
+    def _look_for_optimizers(self) -> None:
+        """Ask the garbage collector, at the first, second, fourth, eighth … call of a model that might learn."""
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0 or self._optimizers:
+            self._optimizers.update(found for found in _living_optimizers() if found not in self._strangers)
+
+    def _place(self, model: nn.Module, own: set[int], stepped: set[int]) -> Path:
         taken = {watcher.path for watcher in self.watchers}
-        if alone and not taken:
+        if stepped <= own and not taken:
             return self.path
         name = type(model).__name__
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
