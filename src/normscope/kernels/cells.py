@@ -43,7 +43,7 @@ class Cells(NamedTuple):
         """One value a channel (C,), or one a group (G,), shaped to meet the split tensor."""
         shape = [1] * self.rank
         shape[self.axis] = self.groups
-        shape[self.axis + 1] = values.numel() // self.groups
+        shape[self.axis + 1] = values.numel() // max(self.groups, 1)
         return values.reshape(shape)
 
     def along_positions(self, mask: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from normscope.terms.spec import NormSpec
 
 Fused = Callable[[Tensor, NormSpec, "Tensor | None", "Tensor | None"], Tensor]
 
+_BATCH, _SAMPLE, _CHANNELS, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "C", "S"))
+
 
 def refuses(spec: NormSpec) -> str | None:
     """Why ATen does not serve `spec`, or None."""
@@ -53,8 +55,8 @@ def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | No
     mean, unbiased = torch.zeros(2, first.shape[1], dtype=dtype, device=x.device).unbind()
     function = F.batch_norm if "N" in spec.over else F.instance_norm
     y = _as(function(first, mean, unbiased, weight, bias, True, 1.0, spec.eps or 0.0), first)
+    size = x.numel() // max(mean.numel() if "N" in spec.over else mean.numel() * len(x), 1)
     view = cells(x, spec)
-    size = view.count(view.split(x))
     seen = Statistics(view.along_channels(mean), view.along_channels(unbiased), size, corrected=True)
     return (y if first is x else y.movedim(1, -1)), seen
 
@@ -68,17 +70,16 @@ def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor
 
 
 def _is_rms(spec: NormSpec) -> bool:
-    return spec.scale == "rms" and not spec.center and spec.over == {"C"} and spec.groups == 1 and not spec.bias
+    return spec.scale == "rms" and not spec.center and spec.over == _CHANNELS and spec.groups == 1 and not spec.bias
 
 
 def _fused(spec: NormSpec) -> Fused | None:
-    over = "".join(sorted(spec.over))
-    if over == "NS":
+    if spec.over == _BATCH:
         return _batch_norm
-    if over == "C" and spec.groups == 1:
-        return _layer_norm
+    if spec.over == _CHANNELS:
+        return _layer_norm if spec.groups == 1 else None
     if spec.layout == "channels_first":
-        return {"CS": _group_norm, "S": _instance_norm}.get(over)
+        return _group_norm if spec.over == _SAMPLE else _instance_norm if spec.over == _POSITIONS else None
     return None
 
 

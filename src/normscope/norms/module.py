@@ -83,7 +83,8 @@ class Norm(nn.Module):
     @property
     def state(self) -> dict[str, Tensor]:
         """The buffers that keep statistics from one batch to the next, by name."""
-        return {name: getattr(self, name) for name in self._kept}
+        buffers = self._buffers
+        return {name: buffers[name] for name in self._kept}  # type: ignore[misc]
 
     @property
     def eps(self) -> float | None:

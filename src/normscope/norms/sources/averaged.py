@@ -6,6 +6,7 @@ The buffers have torch's names. A batch with a statistic that is not finite is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -56,8 +57,15 @@ class Running(Given):
         at_once = spec.unbiased and self.averages and spec.accumulate == 1
         mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased if at_once else seen.biased, seen)
         total = (mean + var).sum(dtype=torch.promote_types(mean.dtype, torch.float32))
-        kept = total - total == 0  # finite: the difference of anything else with itself is NaN
         count = seen.size
+        if isinstance(count, int) and spec.accumulate == 1 and _on_host(total):
+            # the host can look at no cost, and leaves out what only guards against what it sees
+            finite = math.isfinite(total.item())
+            state["num_batches_tracked" if finite else "num_batches_skipped"].add_(int(not finite or "N" in spec.over))
+            if finite:
+                self.blend(state, spec, Statistics(mean, var, count), None)
+            return
+        kept = total - total == 0  # finite: the difference of anything else with itself is NaN
         if isinstance(count, Tensor):
             covered = count > 0  # one for all, or one a channel where a mask counts positions apart
             kept = kept & (covered.expand_as(seen.mean).any(0).flatten() if count.numel() > 1 else covered.reshape(()))
@@ -73,11 +81,11 @@ class Running(Given):
             state["num_batches_tracked"].add_(some)
         self.blend(state, spec, Statistics(mean, var, count), kept)
 
-    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
-        """Move the buffers towards the statistics, (C,) each, where `kept`."""
+    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor | None) -> None:
+        """Move the buffers towards the statistics, (C,) each, where `kept`; None is everywhere."""
         share = self.share(state, spec)
         for buffer, value in ((state["running_mean"], seen.mean), (state["running_var"], seen.var)):
-            buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), share)
+            buffer.lerp_(_where(kept, value.to(buffer.dtype), buffer), share)
 
     def share(self, state: Mapping[str, Tensor], spec: NormSpec) -> Tensor | float:
         """The weight of the newest batch; torch's 0.1 where the description names none."""
@@ -101,11 +109,20 @@ class Population(Running):
         """As an average, with the number of cells merged so far."""
         return {**super().initial(spec, width), "population_size": torch.tensor(0)}
 
-    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor) -> None:
+    def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor | None) -> None:
         """Chan's merge of one batch with all before it."""
         held = [state[name] for name in ("running_mean", "running_var", "population_size")]
         for buffer, value in zip(held, _merged(held, seen), strict=True):
-            buffer.copy_(torch.where(kept, value, buffer))
+            buffer.copy_(_where(kept, value, buffer))
+
+
+def _on_host(value: Tensor) -> bool:
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _where(kept: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """The new values where `kept`, the old elsewhere; None keeps all."""
+    return new if kept is None else torch.where(kept, new, old)
 
 
 def _merged(held: Sequence[Tensor], seen: Statistics) -> tuple[Tensor, Tensor, Tensor]:
