@@ -18,7 +18,6 @@ from normscope.terms.activations import activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
-from normscope.watch.probes.eval_gap import gap
 
 SAMPLES = 16
 """Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
@@ -120,14 +119,15 @@ class Case(Datum):
         return self.scalar(Site(""), "eval_gap")
 
     def opening(self, norm: Site) -> Track:
-        """By how much the gap between the modes is wider behind a norm than before it, in deviations."""
-        told = self.summaries(norm.at("input"), "probe")
-        calm = dict(self.summaries(norm.at("input"), "probe_eval"))
-        before = {step: gap(summary, calm[step]) for step, summary in told if step in calm}
-        after = self.scalar(norm, "eval_gap")
-        return Track.of(
-            after.steps, (value - before.get(int(s), np.nan) for s, value in zip(after.steps, after.values))
-        )
+        """By how much further apart the modes are behind a norm than before it, in deviations; at most 0 in most."""
+        before, after = self._apart(norm.at("input")), self._apart(norm)
+        steps = [step for step in after if step in before]
+        return Track.of(steps, (after[step] - before[step] for step in steps))
+
+    def _apart(self, tensor: Site) -> dict[int, float]:
+        evaluation = dict(self.summaries(tensor, "probe_eval"))
+        training = self.summaries(tensor, "probe")
+        return {step: moved(summary, evaluation[step]) for step, summary in training if step in evaluation}
 
     @cached_property
     def drift(self) -> Layers:
@@ -316,7 +316,10 @@ class Case(Datum):
 
 
 def moved(before: Summary, after: Summary) -> float:
-    """How far the units of a layer have moved, in deviations of the layer; NaN where it is constant."""
+    """How far the units of a layer have moved, in deviations of the whole layer; NaN where that is constant.
+
+    The root mean square over units of √(Δμ² + Δσ²): the 2-Wasserstein distance of Gaussians, unit by unit.
+    """
     old, new = before.channels, after.channels
     if old is None or new is None or old.mean.shape != new.mean.shape or not before.std > 0:
         return float("nan")
