@@ -201,23 +201,8 @@ def loss_of(output: Any) -> Tensor | None:
 @contextmanager
 def _seeded(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]:
     """`isolated`, with every random state set to `seed` inside."""
-    with _accelerator_state_kept(), isolated(model, training=training):
+    with isolated(model, training=training):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _accelerator_state_kept() -> Iterator[None]:
-    """Put back the random state of an accelerator that is not CUDA; `isolated` does it for the processor and CUDA."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or accelerator.type == "cuda":
-        yield
-        return
-    device = torch.get_device_module(accelerator)
-    state = device.get_rng_state()
-    try:
-        yield
-    finally:
-        device.set_rng_state(state)
