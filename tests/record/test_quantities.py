@@ -154,6 +154,7 @@ def test_sources_are_kept_apart(drifting):
 def test_a_bare_path_finds_the_tensor_that_has_the_number(run):
     with Writer(run) as writer:
         writer.scalar(Site("fc", "update", name="weight"), 0, "update_ratio", 0.001)
+        writer.scalar(Site("fc", "parameter", name="bias"), 0, "age", 3.0)
         writer.scalar(Site("act", "input"), 0, "dead", 0.25)
         writer.scalar(Site("act", "output"), 0, "eval_gap", 0.5)
         writer.scalar(Site("act", "output", call=1), 0, "eval_gap", 0.75)
@@ -169,6 +170,8 @@ def test_a_bare_path_finds_the_tensor_that_has_the_number(run):
     ):
         series = record.series(site, quantity)
         assert series.last == value and series.site.key == key and series.source == ""
+    assert record.quantities("fc") == ("age", "update_ratio") and record.quantities("fc@bias") == ("age",)
+    assert len(record.series("fc@bias", "update_ratio")) == 0
     assert record.quantities("act") == ("dead", "eval_gap") and record.quantities(None) == ("loss",)
     assert len(record.series("fc", "dead")) == 0 == len(record.series(None, "overhead"))
     assert np.isnan(record.series(None, "overhead").last)

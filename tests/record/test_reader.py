@@ -274,7 +274,6 @@ def test_sites_stand_in_execution_order(small):
         (lambda r: r.series("fcc", "mean"), "`fcc`", "did you mean `fc`? choose from: fc, in"),
         (lambda r: r.series("fc:input", "mean"), "`fc:input`", "did you mean `fc:output`"),
         (lambda r: r.series(Site("fc", "update"), "mean"), "`fc:update`", "choose from: fc:output, in:output"),
-        (lambda r: r.series("head", "mean"), "`head`", "choose from: fc"),
         (lambda r: r.series("fc", "meen"), "`meen`", "did you mean `mean`"),
         (lambda r: r.series(None, "los"), "`los`", "did you mean `loss`"),
         (lambda r: r.series(None, "mean"), "`mean`", "learning_rate, loss, "),
@@ -291,6 +290,12 @@ def test_an_unknown_name_is_told_with_the_near_ones(small, ask, found, do):
     with pytest.raises(UnknownNameError) as error:
         ask(Record(small))
     assert error.value.found == found and do in error.value.do
+
+
+def test_another_path_of_a_module_leads_to_its_first(small):
+    with pytest.raises(UnknownNameError) as error:
+        Record(small).series("head", "mean")
+    assert error.value.do == "choose from: fc" and "recorded under its first one" in error.value.because
 
 
 def test_it_describes_itself(small):
