@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from normscope.record.reader import Record
 from normscope.terms.finding import Diagnosis
 
-Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print the findings.")]
+Form: TypeAlias = Literal["text", "json", "sarif", "github"]
+Format = Annotated[Form, typer.Option("--format", help="How to print the findings.")]
 Select = Annotated[list[str] | None, typer.Option("--select", help="Only these rules: codes, prefixes or names.")]
 Ignore = Annotated[list[str] | None, typer.Option("--ignore", help="Not these rules.")]
 FailOn = Annotated[
@@ -18,9 +19,17 @@ FailOn = Annotated[
 ]
 
 
-def print_diagnosis(diagnosis: Diagnosis, form: Literal["text", "json"], record: Record | None = None) -> None:
+def print_diagnosis(diagnosis: Diagnosis, form: Form, record: Record | None = None) -> None:
     """Print the findings in the form that was asked for, and leave with their exit code."""
-    from normscope.report import terminal
+    from normscope.report import annotations, page, terminal
 
-    typer.echo(diagnosis.to_json() if form == "json" else terminal.show(record, diagnosis))
+    if form == "json":
+        told = diagnosis.to_json()
+    elif form == "sarif":
+        told = annotations.sarif(diagnosis)
+    elif form == "github":
+        told = annotations.github(diagnosis)
+    else:
+        told = terminal.paint(page.tree(record, diagnosis, whole=False))
+    typer.echo(told.rstrip("\n"))
     raise typer.Exit(diagnosis.exit_code)

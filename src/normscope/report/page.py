@@ -49,15 +49,15 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
     return path
 
 
-def tree(record: Record | None, diagnosis: Diagnosis, *, lang: str = "en") -> Page:
-    """The report as a tree of parts; of a model at rest, without a record, the findings alone.
+def tree(record: Record | None, diagnosis: Diagnosis, *, lang: str = "en", whole: bool = True) -> Page:
+    """The report as a tree of parts; the findings alone when it is not `whole`, or of a model at rest.
 
     Raises:
         UnknownNameError: the report does not speak `lang`.
     """
     words, now = load(lang), Snapshot(record)
     sections = [findings.section(now, diagnosis, words)]
-    if record is not None:
+    if record is not None and whole:
         sections += trials.sections(now, words)
         sections += [section(now, diagnosis, words) for section in views.SECTIONS]
         sections.append(run.section(record, diagnosis, words))
