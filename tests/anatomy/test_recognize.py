@@ -228,6 +228,16 @@ class WeightlessRMSNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
+class SyncBatchNormAct(nn.SyncBatchNorm):
+    def __init__(self, size):
+        super().__init__(size)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        mean, var, own = self.running_mean, self.running_var, self.training
+        return self.act(F.batch_norm(x, mean, var, self.weight, self.bias, own, self.momentum, self.eps))
+
+
 PLAIN_RMS = RMS.but(eps=1e-6, cast="output")
 STRANGERS = [
     (LlamaRMSNorm(16), PLAIN_RMS.but(cast="normalized")),
@@ -240,6 +250,7 @@ STRANGERS = [
     (ChannelNorm(5), CATALOG["LayerNorm2d"].but(eps=1e-3, eps_place="outside")),
     (FrozenBatchNorm2d(3), CATALOG["FrozenBatchNorm"]),
     (BatchNormAct2d(4), BATCH.but(activation="silu")),
+    (SyncBatchNormAct(4), CATALOG["SyncBatchNorm"].but(activation="relu")),
     (GroupNormAct(2, 6), GROUP.but(groups=2, activation="relu")),
     (GroupNormAct(1, 6), GROUP.but(groups=1, activation="relu")),
     (GroupNormAct(6, 6), GROUP.but(over="S", groups=1, activation="relu")),
@@ -291,6 +302,26 @@ class NormalizedPosition(nn.Module):
         return torch.arange(x.numel()).view(x.shape)
 
 
+class NormAfterAct(nn.Module):
+    """Its activation comes first, which a description cannot say."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return F.layer_norm(self.act(x), x.shape[-1:])
+
+
+class NormAndMore(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.pool(F.instance_norm(x))
+
+
 class NormWhenQuiet(nn.Module):
     """What holds for small numbers must hold for large ones."""
 
@@ -322,6 +353,8 @@ class BrokenNorm(nn.Module):
         NormFreeScale(),
         NormalizedPosition(),
         NormWhenQuiet(),
+        NormAfterAct(),
+        NormAndMore(),
         NormAfterNorm(),
         BrokenNorm(),
     ],

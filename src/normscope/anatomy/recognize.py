@@ -46,8 +46,8 @@ def spec_of(module: nn.Module) -> NormSpec | None:
         return own if own.weights is None or own.scale is not None else None
     for kind in type(module).__mro__:
         if kind in _READERS:
-            return _READERS[kind](module) if type(module).forward is kind.forward else _measured(module)
-    return _measured(module) if "norm" in type(module).__name__.lower() else None
+            return _READERS[kind](module) if type(module).forward is kind.forward else _tried(module)
+    return _tried(module) if "norm" in type(module).__name__.lower() else None
 
 
 def role_of(module: nn.Module) -> Role:
@@ -81,14 +81,17 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _measured(module: nn.Module) -> NormSpec | None:
+def _tried(module: nn.Module) -> NormSpec | None:
     """The measured description of a class that is not known, with the activation that is fused to it."""
-    parts = [part for part in module.modules() if part is not module]
-    if len(parts) > _FUSED or any(role_of(part) in ("norm", "producer") for part in parts):
+    parts = {path: part for path, part in module.named_modules() if part is not module}
+    if len(parts) > _FUSED or any(role_of(part) in ("norm", "producer") for part in parts.values()):
         return None
-    fused = [function for part in parts if (function := activation_of(part)) is not None]
-    spec = measured(module)
-    return spec.but(activation=fused[0].name) if spec is not None and fused else spec
+    functions = {path: function for path, part in parts.items() if (function := activation_of(part)) is not None}
+    path, function = next(iter(functions.items()), (None, None))
+    spec = measured(module, path)
+    if spec is not None and isinstance(module, nn.SyncBatchNorm):  # a process alone cannot tell
+        spec = spec.but(train_from="synchronized")
+    return spec.but(activation=function.name) if spec is not None and function is not None else spec
 
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> NormSpec:
