@@ -30,17 +30,18 @@ Rows = list[dict[str, Any]]
 
 # Vega expressions. The end of a path tells layers apart, so a long name loses its beginning.
 _SHORT = f"length(datum.label) > {NAME_LENGTH} ? '…' + slice(datum.label, 1 - {NAME_LENGTH}) : datum.label"
-_EXPONENT = "round(log(datum.value) / LN10)"
-_IS_POWER = f"abs(log(datum.value) / LN10 - {_EXPONENT}) < 1e-6"
+_LOG = "(log(abs(datum.value)) / LN10)"
+_EXPONENT = f"round({_LOG})"
+_IS_POWER = f"abs({_LOG} - {_EXPONENT}) < 1e-6"
 _SUPERSCRIPT = "'⁰¹²³⁴⁵⁶⁷⁸⁹'"
 _POWER = (
-    f"'10' + ({_EXPONENT} < 0 ? '⁻' : '')"
+    f"(datum.value < 0 ? '−' : '') + '10' + ({_EXPONENT} < 0 ? '⁻' : '')"
     f" + (abs({_EXPONENT}) > 9 ? {_SUPERSCRIPT}[floor(abs({_EXPONENT}) / 10)] : '')"
     f" + {_SUPERSCRIPT}[abs({_EXPONENT}) % 10]"
 )
 _NUMBER = (
-    "abs(datum.value) >= 1e5 || (abs(datum.value) < 1e-3 && datum.value != 0)"
-    " ? replace(format(datum.value, '.1~e'), '+', '') : format(datum.value, ',.4~r')"
+    "datum.value == 0 || (abs(datum.value) >= 1e-3 && abs(datum.value) < 1e5) ? format(datum.value, ',.4~r')"
+    f" : {_IS_POWER} ? {_POWER} : replace(format(datum.value, '.1~e'), '+', '')"
 )
 _DECADES = f"datum.label == '' ? '' : abs({_EXPONENT}) < 3 ? format(datum.value, '.2~r') : {_IS_POWER} ? {_POWER} : ''"
 
@@ -294,14 +295,14 @@ def _labels(axis: Axis) -> dict[str, Any]:
 
 
 def _signed_decades(low: float, high: float) -> list[float]:
-    """Zero and the powers of ten from one upwards, on both sides of it, at most six a side.
+    """Zero and the powers of ten from ten upwards, on both sides of it, at most three a side.
 
-    >>> _signed_decades(-3.0, 4000.0)
-    [-1.0, 0.0, 1.0, 10.0, 100.0, 1000.0]
+    >>> _signed_decades(-30.0, 4000.0)
+    [-10.0, 0.0, 10.0, 100.0, 1000.0]
     """
-    tops = [math.floor(math.log10(end)) if end >= 1 else -1 for end in (-low, high)]
-    stride = max(1, math.ceil((max(tops) + 1) / 6))
-    below, above = ([10.0**power for power in range(0, top + 1, stride)] for top in tops)
+    tops = [math.floor(math.log10(end)) if end >= 1 else 0 for end in (-low, high)]
+    stride = max(1, math.ceil(max(tops) / 3))
+    below, above = ([10.0**power for power in range(1, top + 1, stride)] for top in tops)
     return [*(-tick for tick in reversed(below)), 0.0, *above]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Sequence
 from textwrap import shorten
 
 from normscope.report.numbers import amount, count
 from normscope.report.parts import (
+    FIRST,
     Axis,
     Card,
     Chart,
@@ -23,7 +25,7 @@ from normscope.report.parts import (
     Rule,
     Section,
 )
-from normscope.report.quantities import axis, title
+from normscope.report.quantities import axis, title, zeros
 from normscope.report.snapshot import Reading, Snapshot
 from normscope.report.thin import CARD_SITES, CURVES, STEPS, finite, thin
 from normscope.report.words import Words
@@ -68,14 +70,19 @@ def _card(finding: Finding, run: Snapshot, diagnosis: Diagnosis, words: Words, *
         aside=words("list.dot").join(aside),
         lead=(_told(finding.message, words), Paragraph(_measured(finding.evidence, words), quiet=True)),
         chart=_chart(finding, run, words),
-        body=_body(finding, run, words),
+        cure=_cures(finding, words) + _where(finding, run, words),
+        why=(Labelled(words("why"), (_told(finding.why, words),)),) if finding.why else (),
         links=_links(finding, diagnosis, words),
     )
 
 
 def typed(change: str, words: Words) -> Part:
-    """A change as one would type it: code, or a sentence that holds code between backticks."""
-    return _told(_sentence(change), words) if "`" in change else Code(change)
+    """A change in a rule's words: code where Python can read it, else a sentence, with code between backticks."""
+    try:
+        ast.parse(change)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return _told(_sentence(change), words)
+    return Code(change)
 
 
 def _told(text: str, words: Words) -> Paragraph:
@@ -103,16 +110,16 @@ def _measured(evidence: Evidence, words: Words) -> str:
     )
 
 
-def _body(finding: Finding, run: Snapshot, words: Words) -> tuple[Part, ...]:
-    parts: list[Part] = []
-    for place, prescription in enumerate(finding.prescriptions):
-        parts.append(Labelled(words("cure.first" if place == 0 else "cure.next"), _cure(prescription, words)))
-    if finding.why:
-        parts.append(Labelled(words("why"), (_told(finding.why, words),)))
-    if finding.sites:
-        names = tuple(run.label(site) for site in finding.sites)
-        parts.append(Names(words("where"), names, words.counted("more", max(0, len(names) - 6))))
-    return tuple(parts)
+def _cures(finding: Finding, words: Words) -> tuple[Part, ...]:
+    headings = [words("cure.first"), *[words("cure.next")] * len(finding.prescriptions)]
+    return tuple(
+        Labelled(heading, _cure(prescription, words)) for heading, prescription in zip(headings, finding.prescriptions)
+    )
+
+
+def _where(finding: Finding, run: Snapshot, words: Words) -> tuple[Part, ...]:
+    names = tuple(run.label(site) for site in finding.sites)
+    return (Names(words("where"), names, words.counted("more", max(0, len(names) - FIRST))),) if names else ()
 
 
 def _cure(prescription: Prescription, words: Words) -> tuple[Part, ...]:
@@ -174,7 +181,7 @@ def _over_steps(evidence: Evidence, series: Sequence[Reading], words: Words) -> 
 def _by_depth(run: Snapshot, evidence: Evidence, words: Words) -> Profile:
     order = {site.key: at for at, site in enumerate(run.sites)} | {site.path: at for at, site in enumerate(run.places)}
     rows = sorted(evidence.per_site, key=lambda row: order.get(row[0], len(order)))
-    shown = thin(rows, CARD_SITES, keep=evidence.per_site[: CARD_SITES // 3])
+    shown = thin(rows, CARD_SITES, keep=evidence.per_site[: CARD_SITES // 3].__contains__)
     values = finite(value for _, value in shown)
     x = axis(evidence.quantity, [values, finite([evidence.threshold])], words)
     worst, value = evidence.per_site[0]
@@ -192,7 +199,7 @@ def _by_depth(run: Snapshot, evidence: Evidence, words: Words) -> Profile:
         x=x,
         columns=(Column(x.title, values),),
         rules=_rules(evidence, words, log=x.log),
-        note=words("thinned", shown=count(len(shown)), n=count(len(rows))) if len(shown) < len(rows) else "",
+        note=words.joined(zeros([values], x, words), words.left_out(shown, rows)),
     )
 
 

@@ -18,6 +18,7 @@ from importlib import resources
 from string import Template
 
 from normscope.report.parts import (
+    FIRST,
     Card,
     Chart,
     Choice,
@@ -55,7 +56,7 @@ def paint(page: Page) -> str:
     scripts = (charts.javascript(), _asset("page.js"))
     return Template(_asset("page.html")).substitute(
         lang={"en": "en", "zh": "zh-Hans"}[page.lang],
-        title=text(page.heading),
+        title=text(words("page.title", heading=page.heading)),
         policy=_policy(scripts),
         style=_asset("page.css"),
         brand=text(words("brand")),
@@ -127,9 +128,8 @@ def _(part: Table, words: Words) -> str:
 
 @_part.register
 def _(part: Names, words: Words) -> str:
-    shown = 6 if len(part.names) > 8 else len(part.names)
     first, rest = (
-        " ".join(f"<code>{text(name)}</code>" for name in names) for names in (part.names[:shown], part.names[shown:])
+        " ".join(f"<code>{text(name)}</code>" for name in names) for names in (part.names[:FIRST], part.names[FIRST:])
     )
     more = f"<details><summary>{text(part.more)}</summary><p>{rest}</p></details>" if rest else ""
     return f'<div class="names"><h4>{text(part.label)}</h4><p>{first}</p>{more}</div>'
@@ -155,7 +155,8 @@ def _(part: Card, words: Words) -> str:
         f'<span class="tag">{text(part.tag)}</span><h3>{text(part.heading)}</h3>'
         f'<span class="code">{text(part.code)}</span><span class="aside">{rich(part.aside)}</span></header>'
         f'<div class="lead">{_all(part.lead, words)}{f"<nav>{links}</nav>" if links else ""}</div>'
-        f'<div class="{columns}">{chart}<div>{_all(part.body, words)}</div></div></article>'
+        f'<div class="{columns}">{chart}<div class="cure">{_all(part.cure, words)}</div>'
+        f'<div class="why">{_all(part.why, words)}</div></div></article>'
     )
 
 

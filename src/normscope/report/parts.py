@@ -13,6 +13,7 @@ from normscope.terms.finding import Severity
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+FIRST = 6  # names of a list that are seen at once
 Values = tuple[float | None, ...]  # None where nothing finite was measured
 
 
@@ -75,7 +76,7 @@ class Table(Part):
 
 @dataclass(frozen=True)
 class Names(Part):
-    """A list of code names, the first few at once and the rest on demand."""
+    """A list of code names: the `FIRST` of them at once, the rest on demand."""
 
     label: str
     names: tuple[str, ...]
@@ -109,7 +110,8 @@ class Card(Part):
     aside: str
     lead: tuple[Part, ...]
     chart: Chart | None
-    body: tuple[Part, ...]
+    cure: tuple[Part, ...]
+    why: tuple[Part, ...]
     links: tuple[tuple[str, str], ...] = ()
 
 

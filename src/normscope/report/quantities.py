@@ -71,3 +71,9 @@ def spans_decades(values: Sequence[Values]) -> bool:
     known = [value for row in values for value in row if value is not None]
     positive = [value for value in known if value > 0]
     return bool(positive) and min(known) >= 0 and max(positive) / min(positive) > DECADES
+
+
+def zeros(values: Iterable[Values], shown: Axis, words: Words) -> str:
+    """Zeros have no place on a logarithmic axis; that they are there must be said."""
+    n = sum(value == 0 for row in values for value in row) if shown.log else 0
+    return words.counted("zeros", n) if n else ""

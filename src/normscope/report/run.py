@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from normscope.record.reader import Record
+from normscope.record.rows import Event
 from normscope.report.numbers import count, number, percent
 from normscope.report.parts import Facts, Paragraph, Part, Section, Table
 from normscope.report.snapshot import Snapshot
@@ -39,10 +40,10 @@ def sentence(run: Snapshot, words: Words) -> str:
 
 def section(record: Record, diagnosis: Diagnosis, words: Words) -> Section:
     """Everything about the run that is no measurement of the network."""
-    meta = record.meta
     parts: list[Part] = [Facts(_figures(record, diagnosis, words), headline=True)]
     rows = [(words("meta.path"), str(record.path))]
-    rows += [(words.named("meta", key), _shown(value)) for key, value in meta.items() if key not in TOLD and value]
+    untold = {key: value for key, value in record.meta.items() if key not in TOLD and value not in (None, "", [], {})}
+    rows += [(words.named("meta", key), _shown(value, words)) for key, value in untold.items()]
     parts.append(Facts(tuple(rows)))
     parts += _events(record, words)
     return Section("run", words("run"), tuple(parts))
@@ -59,9 +60,14 @@ def _figures(record: Record, diagnosis: Diagnosis, words: Words) -> tuple[tuple[
     overhead = record.series(None, "overhead").values
     if len(overhead):
         rows.append((words("figure.overhead"), percent(float(overhead[-1]))))
-    dropped = sum(event.kind == "dropped" for event in record.events)
-    rows.append((words("figure.dropped"), count(dropped)))
+    rows.append((words("figure.dropped"), count(sum(_dropped(event) for event in record.events))))
     return tuple(rows)
+
+
+def _dropped(event: Event) -> int:
+    """How many entries the record lacks by this event."""
+    told = event.data.items() if event.kind == "dropped" else ()
+    return sum(n for what, n in told if isinstance(n, int) and what not in ("first_step", "last_step"))
 
 
 def _events(record: Record, words: Words) -> list[Part]:
@@ -72,13 +78,15 @@ def _events(record: Record, words: Words) -> list[Part]:
     told = words("list.comma").join(
         words("events.kind", kind=words.named("event", kind), n=count(n)) for kind, n in kinds.items()
     )
+    shown = thin(events, EVENTS, keep=lambda event: event.kind in ("crash", "fault"))
     rows = tuple(
         ("" if event.step is None else count(event.step), words.named("event", event.kind), event.text)
-        for event in thin(events, EVENTS, keep=[event for event in events if event.kind in ("crash", "fault")])
+        for event in shown
     )
     columns = (words("step"), words("events.what"), words("events.text"))
-    more = [Paragraph(words("thinned", shown=EVENTS, n=count(len(events))), quiet=True)] if len(events) > EVENTS else []
-    return [Paragraph(words("events", kinds=told)), Table(columns, rows, numeric=(0,)), *more]
+    more = words.left_out(shown, events, "thinned.events")
+    table = Table(columns, rows, numeric=(0,))
+    return [Paragraph(words("events", kinds=told)), table, *([Paragraph(more, quiet=True)] if more else [])]
 
 
 def duration(seconds: float, words: Words) -> str:
@@ -91,16 +99,16 @@ def duration(seconds: float, words: Words) -> str:
     return words("time.hours", h=minutes // 60, m=minutes % 60)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, words: Words) -> str:
     """A value of the record's meta data in one line."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
+    if isinstance(value, bool):
+        return words("yes" if value else "no")
     if isinstance(value, float):
         return number(value)
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return " ".join(map(str, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_shown(item, words)}" for key, item in value.items())
     return json.dumps(value, ensure_ascii=False)

@@ -18,6 +18,7 @@ from normscope.record.reader import Record
 from normscope.report.numbers import amount, count
 from normscope.report.page import tree
 from normscope.report.parts import (
+    FIRST,
     Axis,
     Bands,
     Card,
@@ -46,7 +47,6 @@ from normscope.terms.finding import Diagnosis
 WIDTH = 80
 ROWS = 12  # rows of one chart
 NUMBER = 11  # columns of a number
-NAMES = 10  # of a list of places
 OTHERS = 8  # names of what a page lets one choose besides
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _GAP = "·"
@@ -160,8 +160,8 @@ def _(part: Table, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Names, brush: Brush) -> list[str]:
-    rest = len(part.names) - NAMES
-    names = [*part.names[:NAMES], *([brush.words.counted("more", rest)] if rest > 0 else [])]
+    rest = len(part.names) - FIRST
+    names = [*part.names[:FIRST], *([brush.words.counted("more", rest)] if rest > 0 else [])]
     return brush.wrapped(f"{part.label}: {', '.join(names)}")
 
 
@@ -183,7 +183,7 @@ def _(part: Card, brush: Brush) -> list[str]:
     head = f"{brush.lit(part.tag, part.severity)}  {brush.lit(part.heading, 'heading')}  {visible(part.code)}"
     inner = brush.narrower(2)
     links = [Paragraph(" · ".join(label for label, _ in part.links), quiet=True)] if part.links else []
-    body = [*part.lead, *links, *([part.chart] if part.chart else []), *part.body]
+    body = [*part.lead, *links, *([part.chart] if part.chart else []), *part.cure, *part.why]
     lines = [line for piece in body for line in _part(piece, inner)]
     return [head, *_indented([*inner.wrapped(part.aside, "quiet"), *lines])]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from normscope.report.parts import Values
@@ -17,18 +17,18 @@ LAYERS = 120  # layers to choose from for a distribution
 CURVES = 6  # lines in one chart
 
 
-def thin(items: Sequence[T], limit: int, keep: Collection[T] = ()) -> tuple[T, ...]:
-    """At most `limit` of `items` in their order: those of `keep`, and others evenly spaced from the first to the last.
+def thin(items: Sequence[T], limit: int, keep: Callable[[T], bool] = lambda item: False) -> tuple[T, ...]:
+    """At most `limit` of `items` in their order: those to `keep`, and others evenly spaced from the first to the last.
 
     >>> thin(range(10), 4)
     (0, 3, 6, 9)
-    >>> thin(range(10), 4, keep=[1])
+    >>> thin(range(10), 4, keep=lambda item: item == 1)
     (0, 1, 5, 9)
     """
     if len(items) <= limit:
         return tuple(items)
-    kept = [place for place, item in enumerate(items) if item in keep][:limit]
-    others = [place for place in range(len(items)) if place not in set(kept)]
+    kept = [place for place, item in enumerate(items) if keep(item)][:limit]
+    others = sorted(set(range(len(items))).difference(kept))
     room = limit - len(kept)
     even = {others[round(at * (len(others) - 1) / max(room - 1, 1))] for at in range(room)}
     return tuple(items[place] for place in sorted(even.union(kept)))

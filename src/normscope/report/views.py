@@ -24,7 +24,7 @@ from normscope.report.parts import (
     Section,
     Values,
 )
-from normscope.report.quantities import axis, look, ordered, spans_decades
+from normscope.report.quantities import axis, look, ordered, spans_decades, zeros
 from normscope.report.quantities import title as heading
 from normscope.report.snapshot import Reading, Snapshot, label
 from normscope.report.thin import LAYERS, SITES, STEPS, finite, thin
@@ -50,11 +50,10 @@ def loss(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
 def over_steps(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     """Depth against steps for any quantity; the one of the first finding is shown first."""
     found = run.carriers
-    named = {run.label(site) for finding in diagnosis for site in finding.sites}
     maps = {
         quantity: chart
         for quantity in ordered(quantity for quantity in found if quantity != "quantiles")
-        if (chart := _heat_map(run, quantity, found[quantity], named, words))
+        if (chart := _heat_map(run, diagnosis, quantity, words))
     }
     if not maps:
         return _missing("layers", words)
@@ -69,15 +68,15 @@ def distributions(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     primary = diagnosis.primary
     wanted = [site for key in (primary.sites if primary else ()) if (site := run.at(key)) is not None]
     sites = tuple(dict.fromkeys((*(site for site in wanted if site not in run.layers), *run.layers)))
-    shown = thin(sites, LAYERS, keep=wanted)
+    shown = thin(sites, LAYERS, keep=wanted.__contains__)
     charts = {site: chart for site in shown if (chart := _bands(run, site, words))}
     if not charts:
         return _missing("distribution", words)
     first = next((site for site in wanted if site in charts), None)
     options = sorted(charts.items(), key=lambda item: (item[0] != first, run.sites.index(item[0])))
     named = tuple((_tensor(site, words), chart) for site, chart in options)
-    left_out = _thinned(shown, sites, words)
-    note = (Paragraph(left_out, quiet=True),) if left_out else ()
+    told = words.left_out(shown, sites)
+    note = (Paragraph(told, quiet=True),) if told else ()
     return Section("distribution", words("distribution"), (Choice(words("distribution.choose"), named), *note))
 
 
@@ -85,7 +84,7 @@ def shifts(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     """What the parameters moved against what the data moved, down the depth."""
     found = run.carriers
     sites = found.get("internal_shift") or found.get("external_shift", ())
-    shown = thin(sites, SITES)
+    shown = _shown(sites, run, diagnosis)
     internal, external = (
         finite(_typical(run.reading(site, quantity)) for site in shown)
         for quantity in ("internal_shift", "external_shift")
@@ -97,14 +96,14 @@ def shifts(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     title = words("shift.title", place=label(shown[place]), internal=number(most), external=number(external[place]))
     columns = (Column(words("quantity.internal_shift"), internal), Column(words("quantity.external_shift"), external))
     x = Axis(words("shift.axis"), log=spans_decades((internal, external)))
-    note = words.joined(words("shift.note"), words("profile.note"), _thinned(shown, sites, words))
+    note = words.joined(words("shift.note"), words("profile.note"), words.left_out(shown, sites))
     return Section("shift", words("shift"), (Profile(title, _names(shown), _roles(shown), x, columns, note=note),))
 
 
 def gradients(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     """The gradient down the depth at the first, the middle and the last step."""
     sites = run.carriers.get("gradient_norm", ())
-    shown = thin(sites, SITES)
+    shown = _shown(sites, run, diagnosis)
     by_site = [dict(run.reading(site, "gradient_norm").known) for site in shown]
     steps = _fullest(by_site)
     if not steps:
@@ -125,7 +124,7 @@ def gradients(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     )
     values = [column.values for column in columns]
     x = Axis(words("gradient.axis"), log=any(value is not None and value > 0 for row in values for value in row))
-    note = words.joined(words("profile.note"), _zeros(values, x, words), _thinned(shown, sites, words))
+    note = words.joined(words("profile.note"), zeros(values, x, words), words.left_out(shown, sites))
     chart = Profile(title, _names(shown), _roles(shown), x, tuple(columns), ordered=True, note=note)
     return Section("gradient", words("gradient"), (chart,))
 
@@ -139,8 +138,15 @@ SECTIONS: tuple[Callable[[Snapshot, Diagnosis, Words], Section], ...] = (
 )
 
 
-def _heat_map(run: Snapshot, quantity: str, sites: Sequence[Site], named: set[str], words: Words) -> HeatMap | None:
-    shown = thin(sites, SITES, keep=[site for site in sites if label(site) in named])
+def _shown(sites: Sequence[Site], run: Snapshot, diagnosis: Diagnosis) -> tuple[Site, ...]:
+    """As many of the sites as a chart can show; first those that a finding names."""
+    named = {run.label(site) for finding in diagnosis for site in finding.sites}
+    return thin(sites, SITES, keep=lambda site: label(site) in named)
+
+
+def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) -> HeatMap | None:
+    sites = run.carriers[quantity]
+    shown = _shown(sites, run, diagnosis)
     rows = [dict(run.reading(site, quantity).known) for site in shown]
     every = sorted({step for row in rows for step in row})
     if not every:
@@ -165,7 +171,9 @@ def _heat_map(run: Snapshot, quantity: str, sites: Sequence[Site], named: set[st
         high_at=label(high_at),
         high_step=count(high_step),
     )
-    note = words.joined(_zeros(values, color, words), _thinned(shown, sites, words), _fewer_steps(steps, every, words))
+    note = words.joined(
+        zeros(values, color, words), words.left_out(shown, sites), words.left_out(steps, every, "thinned.steps")
+    )
     signed = look(quantity).signed and low < 0 < high
     return HeatMap(title, _names(shown), steps, values, Axis(words("step")), color, signed=signed, note=note)
 
@@ -188,7 +196,9 @@ def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
         last_high=number(end[three]),
     )
     y = Axis(words("distribution.axis"), log=_far_tails(rows))
-    note = words.joined(words("distribution.note"), _fewer_steps(told, run.reading(site, "mean").known, words))
+    note = words.joined(
+        words("distribution.note"), words.left_out(told, run.reading(site, "mean").known, "thinned.steps")
+    )
     return Bands(
         title, tuple(step for step, _ in told), QUANTILES, rows, Axis(words("step")), y, _saturation(site, words), note
     )
@@ -245,20 +255,6 @@ def _names(sites: Iterable[Site]) -> tuple[str, ...]:
 
 def _roles(sites: Iterable[Site]) -> tuple[str, ...]:
     return tuple(site.role for site in sites)
-
-
-def _zeros(values: Iterable[Values], shown: Axis, words: Words) -> str:
-    """Zeros have no place on a logarithmic axis; that they are there must be said."""
-    zeros = sum(value == 0 for row in values for value in row) if shown.log else 0
-    return words.counted("zeros", zeros) if zeros else ""
-
-
-def _thinned(shown: Sequence[object], every: Sequence[object], words: Words) -> str:
-    return words("thinned", shown=count(len(shown)), n=count(len(every))) if len(shown) < len(every) else ""
-
-
-def _fewer_steps(shown: Sequence[object], every: Sequence[object], words: Words) -> str:
-    return words("thinned.steps", shown=count(len(shown)), n=count(len(every))) if len(shown) < len(every) else ""
 
 
 def _missing(what: str, words: Words) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -33,6 +33,10 @@ class Words:
     def joined(self, *sentences: str) -> str:
         """Sentences one after the other; the empty ones are left out."""
         return self("list.sentence").join(sentence for sentence in sentences if sentence)
+
+    def left_out(self, shown: Sized, every: Sized, key: str = "thinned") -> str:
+        """The sentence that says how much of everything is shown, where that is not all."""
+        return self(key, shown=f"{len(shown):,}", n=f"{len(every):,}") if len(shown) < len(every) else ""
 
     def counted(self, key: str, n: int, **fields: Any) -> str:
         """The sentence for one thing or for `n` of them: keys ``<key>.one`` and ``<key>.many``."""
