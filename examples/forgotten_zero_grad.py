@@ -1,6 +1,6 @@
 """A script with a fault: `zero_grad` is called on an optimizer that does not own the model, so gradients pile up.
 
-    normscope run examples/forgotten_zero_grad.py
+normscope run examples/forgotten_zero_grad.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Mixed precision and gradient accumulation: four micro-batches to a step, under autocast, with a gradient scaler.
 
-    normscope run examples/mixed_precision.py
+normscope run examples/mixed_precision.py
 """
 
 import torch

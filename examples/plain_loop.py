@@ -1,6 +1,6 @@
 """A small convolutional network on handwritten digits: the loop that everybody writes.
 
-    normscope run examples/plain_loop.py --epochs 3
+normscope run examples/plain_loop.py --epochs 3
 """
 
 import argparse
