@@ -156,6 +156,8 @@ def test_to_frozen_batch_norm_and_back_is_exact(model):
     back = convert(frozen.model, "BatchNorm", where=[change.site for change in frozen.changes])
     assert frozen.preserves == back.preserves == "exact"
     assert len(frozen.changes) == len(back.changes) > 0
+    held = [frozen.model.get_submodule(change.site) for change in frozen.changes]
+    assert not any(parameter.requires_grad for norm in held for parameter in norm.parameters())
     x, wanted = batch(), copy.deepcopy(model).eval()(batch())
     assert difference(frozen.model.eval()(x), wanted) < 1e-12
     assert difference(back.model.eval()(x), wanted) < 1e-12
