@@ -31,14 +31,14 @@ def normalize(
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
         state: the kept statistics by torch's names (``running_mean``…); updated in place while training.
-        mask: (N, *S), boolean; False cells are neither counted nor written.
+        mask: (N, *S), boolean, or (N,) lengths; other cells are neither counted nor written.
         training: whether `spec.train_from` or `spec.infer_from` is the source.
 
     Returns:
         A tensor of the shape, dtype and memory layout of `x`.
 
     Raises:
-        ShapeError: the channels do not split into the groups.
+        ShapeError: the channels do not split into the groups, or the mask does not fit.
         DataError: kept statistics are asked for, and `state` has none.
 
     >>> import torch

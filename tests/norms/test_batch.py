@@ -116,7 +116,7 @@ def test_renorm_bounds_stop_growing_and_one_sample_stays_finite():
 
 
 def chiley(x, grad, mean, var, e_y, e_1, af, ab, eps):
-    """Equations 8 to 12 of Chiley et al. 2019, sample by sample."""
+    """The forward and backward process of Chiley et al. 2019, sample by sample."""
     ys, grads = [], []
     scales = []
     for sample in x:
@@ -215,6 +215,14 @@ def test_masked_statistics_are_those_of_the_kept_cells(name):
     torch.testing.assert_close(y.movedim(1, 2)[mask], packed(kept))
     torch.testing.assert_close(y.movedim(1, 2)[~mask], x.movedim(1, 2)[~mask])
     torch.testing.assert_close(masked.state_dict(), packed.state_dict())
+
+
+def test_lengths_are_a_mask():
+    x, lengths = batches(1, (4, 3, 5))[0], torch.tensor([5, 2, 4, 1])
+    mask = torch.arange(5) < lengths[:, None]
+    torch.testing.assert_close(built("BatchNorm")(x, lengths), built("BatchNorm")(x, mask))
+    with pytest.raises(ns.NormscopeError, match=r"boolean mask of shape \(4, 5\), or the lengths"):
+        built("BatchNorm")(x, mask[:, :2])
 
 
 def test_cumulative_with_a_mask_of_nothing_learns_nothing():

@@ -115,14 +115,11 @@ def test_vmap_and_per_sample_gradients(name):
             torch.testing.assert_close(each[key][n], value)
 
 
-@pytest.mark.parametrize("name", ["BatchNorm1d", "GroupNorm", "LayerNorm", "RMSNorm"])
-def test_a_fx_tracer_goes_through(name):
-    class Tracer(torch.fx.Tracer):
-        def is_leaf_module(self, module, path):
-            return hasattr(module, "spec") or super().is_leaf_module(module, path)
-
+@pytest.mark.parametrize("name", NORMS)
+def test_fx_keeps_the_layer_whole(name):
     model = torch.nn.Sequential(made(name), torch.nn.ReLU()).eval()
-    graph = torch.fx.GraphModule(model, Tracer().trace(model))
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
     torch.testing.assert_close(graph(batch()), model(batch()))
 
 

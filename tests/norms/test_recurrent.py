@@ -55,7 +55,7 @@ def bn(x, weight):
 
 
 def by_equations(layer, x, norm):
-    """One layer in one direction, step by step: Ba et al. equations 4, 20 to 22 and 26 to 29."""
+    """One layer in one direction, step by step, as Ba et al. 2016 and Cooijmans et al. 2017 write them."""
     of = {"layer": ln, "rms": rms, "batch": bn}[norm]
     gains = {name.split("_l0")[0]: module for name, module in layer.norms.items()}
     w, u, b, d = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0

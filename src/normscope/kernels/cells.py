@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from normscope.terms.errors import ShapeError
@@ -83,4 +84,25 @@ def ungroupable(channels: int, groups: int) -> ShapeError:
         found={"groups": groups, "channels": channels},
         because="every group must hold the same number of channels",
         do=f"choose a divisor of {channels}: " + ", ".join(divisors),
+    )
+
+
+def counted(x: Tensor, spec: NormSpec, mask: Tensor) -> Tensor:
+    """`mask` as a boolean (N, *S): itself, or the first positions of each sample where it holds lengths (N,).
+
+    Raises:
+        ShapeError: it fits neither.
+    """
+    sizes = list(x.shape)
+    del sizes[1 if spec.layout == "channels_first" else -1]
+    if mask.dtype is torch.bool and list(mask.shape) == sizes:
+        return mask
+    lengths = not mask.is_floating_point() and mask.dtype is not torch.bool and list(mask.shape) == sizes[:1]
+    if lengths and len(sizes) == 2:
+        return torch.arange(sizes[1], device=mask.device) < mask[:, None]
+    raise ShapeError(
+        "A normalization was given a mask that does not fit its input.",
+        found={"mask": f"{tuple(mask.shape)} of {mask.dtype}", "input": tuple(x.shape), "layout": spec.layout},
+        because="a mask says of every position whether it counts",
+        do=f"pass a boolean mask of shape {tuple(sizes)}, or the lengths as integers of shape {tuple(sizes[:1])}",
     )

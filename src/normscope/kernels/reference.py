@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normscope.kernels.cells import Cells, cells
+from normscope.kernels.cells import Cells, cells, counted
 from normscope.terms.errors import SpecError
 from normscope.terms.spec import NormSpec
 
 # E|x| of a standard normal is √(2/π): with this factor the mean absolute deviation estimates the standard deviation
-# (Hoffer et al. 2018, "Norm matters", section 4.1).
+# (Hoffer et al. 2018, "Norm matters").
 L1_GAIN = math.sqrt(math.pi / 2)
 
 
@@ -63,7 +63,7 @@ def measure(x: Tensor, spec: NormSpec, mask: Tensor | None = None) -> Statistics
     Args:
         x: (N, C, *S), or (N, *S, C) where the description says so.
         spec: over which axes, about what centre, and what σ is.
-        mask: (N, *S), boolean; True cells are counted. None counts all.
+        mask: (N, *S), boolean, or (N,) lengths; the others are not counted. None counts all.
 
     Raises:
         SpecError: σ is a matrix ("whiten"), which no pair of numbers holds.
@@ -73,14 +73,14 @@ def measure(x: Tensor, spec: NormSpec, mask: Tensor | None = None) -> Statistics
     if mask is None:
         mean = data.mean(view.dims, keepdim=True)
         return Statistics(mean, _spread(data - mean if _central(spec) else data, view, spec), view.count(data))
-    counted = view.along_positions(mask)
+    mask = view.along_positions(counted(x, spec, mask))
     inner = data.shape[view.axis + 1] if view.axis + 1 in view.dims else 1  # a mask has no channels
     others = [dim for dim in view.dims if dim != view.axis + 1]
-    count = (counted.sum(others, keepdim=True) if others else counted.long()) * inner
-    data = torch.where(counted, data, 0.0)
-    share = counted.to(data.dtype) / count.clamp(min=1)
+    count = (mask.sum(others, keepdim=True) if others else mask.long()) * inner
+    data = torch.where(mask, data, 0.0)
+    share = mask.to(data.dtype) / count.clamp(min=1)
     mean = (data * share).sum(view.dims, keepdim=True)
-    deviation = torch.where(counted, data - mean, 0.0) if _central(spec) else data
+    deviation = torch.where(mask, data - mean, 0.0) if _central(spec) else data
     return Statistics(mean, _spread(deviation, view, spec, share), count)
 
 
@@ -134,8 +134,10 @@ def scale_and_shift(
     """``g · (x − μ)/σ + b`` with the given μ and σ; where `mask` is False, `x` itself."""
     view = cells(x, spec)
     y = view.split(wide(x))
-    if mask is not None:  # what stands there (NaN, perhaps) must not reach the gradient of μ and σ
-        y = torch.where(view.along_positions(mask), y, 0.0)
+    if mask is not None:
+        mask = view.along_positions(counted(x, spec, mask))
+        # what stands there (NaN, perhaps) must not reach the gradient of μ and σ
+        y = torch.where(mask, y, 0.0)
     if mean is not None:
         y = y - mean
     if sigma is not None:
@@ -148,7 +150,7 @@ def scale_and_shift(
     if bias is not None:
         y = y + view.along_channels(bias if spec.cast == "normalized" else wide(bias))
     if mask is not None:
-        y = torch.where(view.along_positions(mask), y, view.split(x))
+        y = torch.where(mask, y, view.split(x))
     return view.join(y).to(x.dtype)
 
 
@@ -174,7 +176,7 @@ def normalize(
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
         statistics: what to use in place of the statistics of `x`.
-        mask: (N, *S), boolean; False cells are neither counted nor written.
+        mask: (N, *S), boolean, or (N,) lengths; other cells are neither counted nor written.
 
     Returns:
         A tensor of the shape, dtype and strides of `x`.

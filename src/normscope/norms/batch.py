@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from normscope.norms.classes import _OfFeatures
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
 from normscope.norms.sources.online import DECAY
 from normscope.norms.sources.renormalized import CORRECTIONS
@@ -97,7 +98,7 @@ class OnlineNorm(Norm):
         decay_backward: decay of the control of the gradient, α_b.
         affine: whether there are a learned weight and bias.
         layer_scaling: whether each sample is divided by its root mean square at the end, which stops errors of the
-            estimates from growing with depth (section 3.3).
+            estimates from growing with depth.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
     """
@@ -120,4 +121,6 @@ class OnlineNorm(Norm):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         return self.scaling(super().forward(input, mask))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
 from normscope.terms.catalog import CATALOG
 from normscope.terms.spec import NormSpec
@@ -152,6 +153,8 @@ class InstanceNorm(_OfFeatures):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input; one sample without a batch axis is taken as a batch of one."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         if self.ranks is not None and input.ndim == self.ranks[0] - 1:
             return super().forward(input.unsqueeze(0), None if mask is None else mask.unsqueeze(0)).squeeze(0)
         return super().forward(input, mask)

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from normscope.kernels.cells import cells
 from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm, register_state
 from normscope.norms.sources import teach
 from normscope.terms.catalog import CATALOG
 
 
 class SwitchableNorm(nn.Module):
-    """A learned mixture of instance, layer and batch statistics for (N, C, *) (Luo et al. 2019, equations 3 to 5).
+    """A learned mixture of instance, layer and batch statistics for (N, C, *) (Luo et al. 2019).
 
     ``mean_weight`` and ``var_weight`` hold the logits of instance, layer and batch, in this order. At inference the
     batch's share comes from the running statistics.
@@ -44,6 +45,8 @@ class SwitchableNorm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         three = [measure(input, spec, mask) for spec in (self._instance, self._layer)] + [self._of_batch(input, mask)]
         mean = sum(share * seen.mean for share, seen in zip(self.mean_weight.softmax(0), three, strict=True))
         var = sum(share * seen.var for share, seen in zip(self.var_weight.softmax(0), three, strict=True))
@@ -99,5 +102,7 @@ class BatchChannelNorm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The input normalized twice."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         y = self.over_groups(self.over_batch(input, mask), mask)
         return scale_and_shift(y, self.over_groups.spec, None, None, self.weight, self.bias, mask)

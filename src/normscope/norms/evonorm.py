@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope.kernels.cells import cells
 from normscope.kernels.reference import measure, root, wide
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import register_state
 from normscope.norms.sources import teach
 from normscope.terms.catalog import CATALOG
@@ -40,6 +41,8 @@ class EvoNormB0(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalized and activated input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         view = cells(input, self._over_batch)
         x = view.split(wide(input))
         if self.training:
@@ -83,6 +86,8 @@ class EvoNormS0(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalized and activated input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         view = cells(input, self._over_group)
         x = view.split(wide(input))
         y = x * torch.sigmoid(view.along_channels(self.v) * x)

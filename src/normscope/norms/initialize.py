@@ -82,7 +82,7 @@ def he(module: M, activation: str | None = "relu", *, mode: str = "fan_in", unif
 
 
 def orthogonal(module: M, activation: str | None = None) -> M:
-    """Rows (or columns) orthogonal, of length `gain` (Saxe et al. 2014, section 3); biases 0.
+    """Rows (or columns) orthogonal, of length `gain` (Saxe et al. 2014); biases 0.
 
     Args:
         module: the model or layer.
@@ -153,7 +153,7 @@ def fixup(branches: Sequence[nn.Module], *, activation: str | None = "relu") -> 
     """Residual branches that start at zero and need no norm (Zhang, Dauphin, Ma 2019, "Fixup Initialization").
 
     In each of the L branches of m weight layers the last layer starts at 0 and the others at He's standard deviation
-    times ``L^(−1/(2m − 2))`` (section 3, rule 2). Rule 3, scalar biases and a scalar multiplier, is a matter of the
+    times ``L^(−1/(2m − 2))`` (rule 2). Rule 3, scalar biases and a scalar multiplier, is a matter of the
     architecture; a classifier at the end starts at 0 (rule 1): use `torch.nn.init.zeros_`.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope.kernels.cells import ungroupable
 from normscope.kernels.reference import activate
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import Call, initial_state, run
 from normscope.norms.whitening import Whitening
 from normscope.terms.errors import ShapeError, SpecError
@@ -31,7 +32,8 @@ class Norm(nn.Module):
 
     Shapes:
         input (N, C, *S), or (N, *S, C) where the description says channels last; mask (N, *S), boolean, True where a
-        cell is counted. The output has the shape, dtype and memory layout of the input; masked cells pass unchanged.
+        cell is counted, or the lengths (N,) of sequences. The output has the shape, dtype and memory layout of the
+        input; masked cells pass unchanged.
 
     Raises:
         SpecError: the description asks for kept statistics that are not one a channel.
@@ -106,6 +108,8 @@ class Norm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         x = input.flatten(-len(self.shape)) if len(self.shape) > 1 else input
         self._check(input, x)
         weight, bias = self.weight, self.bias

@@ -4,7 +4,7 @@
 
 - None: torch's layer.
 - "weight": weight norm of every weight matrix (Salimans & Kingma 2016).
-- "layer": layer normalization of each matrix product and of the cell (Ba, Kiros, Hinton 2016, equations 20 to 29).
+- "layer": layer normalization of each matrix product and of the cell (Ba, Kiros, Hinton 2016).
 - "rms": the same with RMSNorm (Zhang & Sennrich 2019).
 - "batch": batch normalization in the same places, with statistics of each time step (Cooijmans et al. 2017).
 """
@@ -293,7 +293,7 @@ class LSTM(_Recurrent):
         return [*super()._places(), ("cell", self.hidden_size)]
 
     def _norm(self, width: int, device: Any, dtype: Any) -> nn.Module:
-        if width == self.hidden_size and self.norm == "batch":  # the cell's own has a bias (equation 8)
+        if width == self.hidden_size and self.norm == "batch":  # the cell's own has a bias
             return TemporalBatchNorm(width, self.max_steps, device=device, dtype=dtype)
         return super()._norm(width, device, dtype)
 
@@ -312,7 +312,7 @@ class LSTM(_Recurrent):
 class GRU(_Recurrent):
     """Gated recurrent unit; see `torch.nn.GRU`, and this module for `norm`.
 
-    The two gates share one norm, and the candidate has its own (Ba, Kiros, Hinton 2016, equations 26 to 29). Arguments
+    The two gates share one norm, and the candidate has its own (Ba, Kiros, Hinton 2016). Arguments
     and errors are those of `LSTM`.
     """
 
@@ -367,7 +367,7 @@ class RNN(_Recurrent):
 
     @property
     def _of_sum(self) -> bool:
-        """Layer statistics are those of the sum of both products (equation 4), batch statistics of each."""
+        """Layer statistics are those of the sum of both products, batch statistics of each."""
         return self.norm in ("layer", "rms")
 
     def _places(self) -> list[tuple[str, int]]:

@@ -142,7 +142,7 @@ def weight_norm(module: M, name: str = "weight") -> M:
 
 
 def centered_weight_norm(module: M, name: str = "weight") -> M:
-    """Weight norm of rows whose mean is taken out (Huang et al. 2017, "Centered Weight Normalization", equation 5).
+    """Weight norm of rows whose mean is taken out (Huang et al. 2017, "Centered Weight Normalization").
 
     Args:
         module: the layer; changed in place.
@@ -155,13 +155,13 @@ def centered_weight_norm(module: M, name: str = "weight") -> M:
 
 
 def weight_standardization(module: M, name: str = "weight", *, gain: bool = False, eps: float = 1e-5) -> M:
-    """``w = (v − mean v)/√(var v + ε)``, row by row (Qiao et al. 2019, "Micro-Batch Training…", equation 6).
+    """``w = (v − mean v)/√(var v + ε)``, row by row (Qiao et al. 2019, "Micro-Batch Training…").
 
     Args:
         module: the layer; changed in place.
         name: the parameter.
         gain: whether the rows are divided by √fan_in and multiplied by a learned gain, which keeps the variance of
-            the signal (Brock et al. 2021, "Characterizing signal propagation…", section 4).
+            the signal (Brock et al. 2021, "Characterizing signal propagation…").
         eps: ε.
 
     Raises:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.kernels.cells import cells
+from normscope.kernels.cells import cells, counted
 from normscope.kernels.reference import measure, root, scale_and_shift
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
 from normscope.terms.catalog import CATALOG
 from normscope.terms.spec import Layout
@@ -40,7 +41,7 @@ class FilterResponseNorm(Norm):
         num_channels: C.
         eps: ε.
         learned_eps: whether |ε′|, one learned number a channel that starts at 1e-4, is added to ε; the paper's advice
-            where a channel has few positions, down to one (section 3.1).
+            where a channel has few positions, down to one.
         threshold: whether the thresholded linear unit with a learned τ a channel follows; it is part of the method.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
@@ -65,8 +66,11 @@ class FilterResponseNorm(Norm):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The thresholded response; without positions, (N, C), each number is its own mean."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         x = input.unsqueeze(-1) if input.ndim == 2 else input
-        mask = mask.unsqueeze(-1) if mask is not None and mask.ndim == 1 else mask
+        if mask is not None:
+            mask = counted(x, self.spec, mask.unsqueeze(-1) if input.ndim == 2 else mask)
         var = measure(x, self.spec, mask).var
         if self.eps_learned is not None:
             var = var + cells(x, self.spec).along_channels(self.eps_learned.abs())
@@ -120,6 +124,8 @@ class DynamicTanh(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The squashed input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         tail = (1,) * (input.ndim - 2) if self.layout == "channels_first" else ()
         weight, bias = self.weight.view(-1, *tail), self.bias.view(-1, *tail)
         return (torch.tanh(self.alpha * input) * weight + bias).to(input.dtype)

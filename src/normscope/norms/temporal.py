@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import Call, initial_state, run, teach
 from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import ShapeError
@@ -17,14 +18,14 @@ class TemporalBatchNorm(nn.Module):
     """Batch normalization of (T, N, C), each time step by its own statistics, all by one weight and bias.
 
     Steps past `max_steps` are normalized by their own batch while training and teach nothing; at inference they use
-    the statistics of the last step that was kept (Cooijmans et al. 2017, section 3.2).
+    the statistics of the last step that was kept (Cooijmans et al. 2017).
 
     Args:
         num_features: C.
         max_steps: how many time steps keep statistics.
         eps: the guard of the division.
         momentum: the weight of the newest batch in the running statistics.
-        gain: the starting weight; 0.1 keeps tanh in its linear part (section 4 of the paper).
+        gain: the starting weight; 0.1 keeps tanh in its linear part.
         bias: whether there is a learned bias.
         batch_first: whether sequences are (N, T, C).
         device: of parameters and buffers.
@@ -63,6 +64,8 @@ class TemporalBatchNorm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized sequence; mask (T, N), or (N, T) with `batch_first`: True steps are counted."""
+        if isinstance(input, Proxy):
+            return leaf(self, input, mask)
         if input.ndim != 3 or input.shape[-1] != self.channels:
             raise ShapeError(
                 "TemporalBatchNorm was given an input that is no sequence of its features.",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope.kernels.cells import ungroupable
 from normscope.kernels.reference import wide
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import recomputing
 from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import ShapeError
@@ -50,6 +51,8 @@ class Whitening(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The whitened input."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         if input.ndim < 2 or input.shape[1] != self.channels:
             raise ShapeError(
                 f"{type(self).__name__} was given an input that it cannot whiten.",
@@ -98,7 +101,7 @@ class Whitening(nn.Module):
 
 
 class DecorrelatedBatchNorm(Whitening):
-    """Whitening by the exact root, ZCA (Huang et al. 2018, "Decorrelated Batch Normalization", equation 4).
+    """Whitening by the exact root, ZCA (Huang et al. 2018, "Decorrelated Batch Normalization").
 
     Args:
         num_features: C.
@@ -157,7 +160,7 @@ def newton_root(cov: Tensor, iterations: int) -> Tensor:
     """An approximate Σ^(−½): ``P ← (3P − P³ Σ/tr Σ)/2`` from the identity, over ``√tr Σ`` at the end.
 
     Written as the coupled iteration of P and ``P Σ/tr Σ``: the same numbers in exact arithmetic, but rounding errors
-    do not grow with the iterations (Higham 2008, "Functions of Matrices", section 6.4).
+    do not grow with the iterations (Higham 2008, "Functions of Matrices").
     """
     trace = cov.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device).expand_as(cov)

@@ -115,6 +115,13 @@ class NormSpec(Datum):
                 because="groups split the channels that share statistics, so there must be at least one, over 'C'",
                 do="add 'C' to `over`, or leave `groups` at 1",
             )
+        if self.accumulate < 1 or (self.virtual_batch is not None and self.virtual_batch < 1):
+            raise SpecError(
+                "A normalization was described with an empty batch.",
+                found={"accumulate": self.accumulate, "virtual_batch": self.virtual_batch},
+                because="both count: batches of one update, and samples of one virtual batch",
+                do="use 1 or more",
+            )
         if self.eps is not None and not self.eps >= 0:
             raise SpecError(
                 "A normalization was described with a negative eps.",

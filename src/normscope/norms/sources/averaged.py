@@ -40,7 +40,7 @@ class Running(Given):
     def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
         """As a source for training: learn from the batch first, then normalize by the average, outside the gradient.
 
-        This is the estimated batch normalization of Qiao et al. 2019 ("Rethinking Normalization…", section 4.2).
+        This is the estimated batch normalization of Qiao et al. 2019 ("Rethinking Normalization…").
         """
         assert call.state is not None
         with torch.no_grad():

@@ -19,7 +19,7 @@ from normscope.norms.sources.source import Call, Unrepeatable
 from normscope.terms.errors import DataError
 from normscope.terms.spec import NormSpec
 
-DECAY = (0.999, 0.99)  # α_f and α_b, Chiley et al. 2019, section 4
+DECAY = (0.999, 0.99)  # α_f and α_b, Chiley et al. 2019
 
 
 class Online(Unrepeatable, Given):

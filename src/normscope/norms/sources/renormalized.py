@@ -12,7 +12,7 @@ from normscope.kernels.reference import Statistics, measure, root, scale_and_shi
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call, Unrepeatable
 
-CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017, section 4
+CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017
 
 
 class Renormalized(Unrepeatable):
