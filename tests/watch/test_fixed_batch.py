@@ -16,6 +16,7 @@ from normscope.watch.measure import Measure, measures, measures_named
 from normscope.watch.probes.dead import dead_share
 from normscope.watch.probes.eval_gap import gap
 from normscope.watch.probes.running_stat_error import error
+from normscope.watch.replica import Replica
 from normscope.watch.sample import ELEMENTS, rows_of, summary_of
 from normscope.watch.session import watch
 
@@ -315,6 +316,17 @@ def test_the_replica_follows_what_was_exchanged(tmp_path):
     assert record.summary("2:input", 20, "probe").zero_share == 1.0
     assert record.summary("2.1:output", 30, "probe") is not None
     assert record.summary("2.1:output", 30, "live") is not None
+
+
+def test_a_synchronized_norm_is_copied_as_a_local_one():
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.SyncBatchNorm(3))
+    replica = Replica(model)
+    replica.refresh()
+    assert isinstance(model[0], nn.SyncBatchNorm)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in replica.model.modules())
+    x = torch.randn(5, 3, 2)
+    reference = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    assert torch.equal(replica.model(x), reference(x)) and torch.equal(model[0].running_mean, torch.zeros(3))
 
 
 class Uncopyable(nn.Module):

@@ -64,6 +64,14 @@ def test_long_runs_are_sampled_no_finer_than_they_can_be_shown():
     assert count < 512 + 512 * 5.5  # log2(20000 / 512) doublings
 
 
+def test_several_processes_sample_at_the_same_steps_whatever_their_clocks_say():
+    schedule = schedule_of("auto", 0.01, processes=2)
+    slow = Cost(elapsed=1.0, spent=100.0, setup=1.0, sample=10.0, last=0)
+    found = sampled(schedule, 5000)
+    assert found == sampled(schedule, 5000, slow)
+    assert found[:16] == list(range(16)) and sum(1024 <= step < 2048 for step in found) == 16
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, "often", None, True])
 def test_an_interval_that_is_none_is_refused_in_four_lines(every):
     with pytest.raises(UnknownNameError) as error:

@@ -181,7 +181,7 @@ class _Pending:
             return
         found = torch.autograd.grad(root, parameters, weight, allow_unused=True)  # pyright: ignore
         for place, value in zip(places, found):
-            self._show(place.site.at("gradient", place.name), value)
+            self._show(place.gradient, value)
 
     def _show(self, site: Site, value: Tensor | None) -> None:
         if value is not None:

@@ -67,9 +67,9 @@ class Journal:
 
     def update_ratios(self, step: int, summaries: Sequence[tuple[Site, Summary]]) -> None:
         """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `summaries`, unless it is zero."""
-        values = {site.key: summary for site, summary in summaries if site.what == "parameter"}
+        values = {(site.path, site.name): summary for site, summary in summaries if site.what == "parameter"}
         for site, change in summaries:
-            value = values.get(site.at("parameter", site.name).key) if site.what == "update" else None
+            value = values.get((site.path, site.name)) if site.what == "update" else None
             if value is not None and value.rms > 0:
                 self.writer.scalar(site, step, "update_ratio", change.rms / value.rms)
 

@@ -14,11 +14,13 @@ from normscope.terms.site import Site
 
 @dataclass(frozen=True, repr=False)
 class Place(Datum):
-    """One parameter: where it is registered, and the site of its value."""
+    """One parameter: where it is registered, and the sites of its value, its gradient and its update."""
 
     owner: nn.Module
     name: str
-    site: Site
+    value: Site
+    gradient: Site
+    update: Site
 
     @property
     def parameter(self) -> Parameter | None:
@@ -76,7 +78,7 @@ def _places(model: nn.Module, sites: tuple[Site, ...]) -> Iterable[Place]:
                 continue
             seen.add(id(parameter))
             site = known.get(shown) or Site(shown, kind=type(module).__name__)
-            yield Place(module, name, site.at("parameter", name))
+            yield Place(module, name, *(site.at(what, name) for what in ("parameter", "gradient", "update")))
 
 
 def input_of(site: Site) -> Site:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log2
 from typing import Any, Literal, Protocol
 
 from normscope.terms.datum import Datum
@@ -98,8 +99,24 @@ class Budgeted(Datum):
         return Due(due, due)
 
 
-def schedule_of(every: int | Literal["auto"] | Callable[[int], Any], budget: float) -> Schedule:
-    """The schedule that `every` and `budget` ask for.
+@dataclass(frozen=True, repr=False)
+class Geometric(Datum):
+    """As many samples in each doubling of the run's length: what several processes reckon alike without a word.
+
+    Their clocks differ, so a budget would have them sample at different steps, and one that runs the fixed batch alone
+    waits for ever where the model's forward pass talks to the others. The share of time goes to zero as the run grows.
+    """
+
+    per_doubling: int = 16
+
+    def due(self, step: int, cost: Cost) -> Due:
+        """Due when `step` is the first in its sixteenth of a doubling."""
+        due = step < 2 or int(self.per_doubling * log2(step)) != int(self.per_doubling * log2(step - 1))
+        return Due(due, due)
+
+
+def schedule_of(every: int | Literal["auto"] | Callable[[int], Any], budget: float, *, processes: int = 1) -> Schedule:
+    """The schedule that `every` and `budget` ask for, in a run of so many processes.
 
     Raises:
         UnknownNameError: `every` is neither a positive whole number, "auto", nor a function of the step; or `budget`
@@ -113,7 +130,7 @@ def schedule_of(every: int | Literal["auto"] | Callable[[int], Any], budget: flo
             do="give a number above 0 and up to 1; 0.01 is one percent",
         )
     if every == "auto":
-        return Budgeted(float(budget))
+        return Budgeted(float(budget)) if processes == 1 else Geometric()
     if callable(every):
         return Chosen(every)
     if isinstance(every, int) and not isinstance(every, bool) and every >= 1:

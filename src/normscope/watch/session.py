@@ -66,7 +66,8 @@ def watch(
         loss_fn: ``(output, target) → loss`` for the gradients of the fixed batch. Without it ``output.loss`` is used
             where the model gives one, else the gradient that reached the model's output in the last live step.
         every: sample each so many steps (the fixed batch at each tenth step when they are denser), "auto" to stay
-            within `budget`, or a function of the step.
+            within `budget` (with several processes, sixteen samples in each doubling of the run's length, since they
+            must sample together), or a function of the step.
         budget: for "auto", the share of the run's time that watching may take, beside the set-up at step 0.
         live: whether the training itself is looked at; False leaves the fixed batch alone.
         probes: names of the measures of the fixed batch (files under ``watch/probes``); all when left out.
@@ -81,13 +82,14 @@ def watch(
     """
     started = perf_counter()
     _check(model, optimizer)
-    schedule = schedule_of(every, budget)
+    rank, processes = _place_among_processes()
+    schedule = schedule_of(every, budget, processes=processes)
     measures = measures_named(probes)
     held = None if probe is None else Probe.of(probe).detached()
     root, model = _called(model), unwrapped(model)
     place = Path(path) if path is not None else _fresh_path(model)
     told = _described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
-    journal = Journal(Writer(place, rank=_rank(), meta={**told, **(meta or {})}))
+    journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
     guard = Guard(journal.writer.event)
     observer = Observer(
         model, journal, guard, probe=held, loss_fn=loss_fn, measures=list(measures.values()), seed=seed, live=live
@@ -382,6 +384,9 @@ def _described(model: nn.Module, **settings: Any) -> dict[str, Any]:
     return {"model": type(model).__name__, "parameters": parameters, **settings}
 
 
-def _rank() -> int:
+def _place_among_processes() -> tuple[int, int]:
+    """The rank of this process, and how many there are."""
     distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -26,7 +26,7 @@ class Update:
         self._before: list[tuple[Place, Parameter, Row]] = []
         for place in plan.places:
             parameter = place.parameter
-            row = row_of(place.site, parameter)
+            row = row_of(place.value, parameter)
             if parameter is not None and row is not None:
                 self._before.append((place, parameter, row))
         self.gradients: list[Row] = []
@@ -55,7 +55,7 @@ class Update:
         overflow = getattr(optimizer, "found_inf", None)
         self.skipped = isinstance(overflow, Tensor) and bool(overflow)
         for place, parameter, _ in self._before:
-            row = row_of(place.site.at("gradient", place.name), parameter.grad)
+            row = row_of(place.gradient, parameter.grad)
             if row is not None:
                 self.gradients.append(unscaled(row, self.scale) if fused else row)
 
@@ -66,7 +66,7 @@ class Update:
         owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
         for place, parameter, before in self._before:
             if place.parameter is parameter and (owned is None or id(parameter) in owned):
-                now = row_of(place.site.at("update", place.name), parameter)
+                now = row_of(place.update, parameter)
                 if now is not None and now.sample.shape == before.sample.shape:
                     self.changes.append(now._replace(sample=now.sample - before.sample))
 
