@@ -185,8 +185,8 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    def __init__(self, size):
-        super().__init__(size)
+    def __init__(self, size, **more):
+        super().__init__(size, **more)
         self.drop, self.act = nn.Identity(), nn.SiLU(inplace=True)
 
     def forward(self, x):
@@ -247,6 +247,8 @@ STRANGERS = [
     (GemmaRMSNorm(5), PLAIN_RMS.but(weight_offset=1.0)),
     (WeightlessRMSNorm(), PLAIN_RMS.but(affine=False)),
     (LayerNorm2d(6, eps=1e-6), CATALOG["LayerNorm2d"].but(eps=1e-6)),
+    (BatchNormAct2d(4, momentum=None), BATCH.but(infer_from="cumulative", momentum=None, activation="silu")),
+    (ChannelNorm(11), CATALOG["LayerNorm2d"].but(eps=1e-3, eps_place="outside")),
     (ChannelNorm(5), CATALOG["LayerNorm2d"].but(eps=1e-3, eps_place="outside")),
     (FrozenBatchNorm2d(3), CATALOG["FrozenBatchNorm"]),
     (BatchNormAct2d(4), BATCH.but(activation="silu")),

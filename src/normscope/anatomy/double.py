@@ -18,7 +18,6 @@ _EPS = ("eps", "variance_epsilon", "epsilon", "_eps", "norm_eps", "layer_norm_ep
 _USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 0.0)
 _CHANNELS = ("num_features", "num_channels", "normalized_shape", "hidden_size", "dim", "features", "channels")
 _BATCH, _LENGTH, _HEIGHT, _WIDTH = 11, 7, 5, 3
-_SPARE = 13  # takes the place of a size that equals the number of channels
 _LARGEST = 65536  # elements of a tensor; a norm has one number per channel
 
 
@@ -110,15 +109,10 @@ class Double:
         return next(((float(eps),) for eps in said if isinstance(eps, float)), _USUAL_EPS)
 
     def runs(self, std: float) -> list[Run]:
-        """The norm on inputs of that deviation: one run for each shape that it takes and each mode.
-
-        The shapes have their channels second or last; (N, C) is tried when the norm takes no other.
-        """
+        """The norm on inputs of that deviation, channels second or last: a run for each shape taken and each mode."""
         generator = torch.Generator().manual_seed(1)
         runs: list[Run] = []
         for shape in self._shapes():
-            if len(shape) == 2 and runs:
-                break
             x = (torch.randn(shape, generator=generator) + 0.5) * std
             answers = {training: self.answer(x, training) for training in (True, False)}
             if all(y is not None for y in answers.values()):
@@ -144,8 +138,8 @@ class Double:
             return self.parts
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        c = self.channels
-        n, length, height, width = (size if size != c else _SPARE for size in (_BATCH, _LENGTH, _HEIGHT, _WIDTH))
+        c = self.channels  # as many samples as channels would let a weight be taken along the wrong axis
+        n, length, height, width = _BATCH if c != _BATCH else _BATCH + 2, _LENGTH, _HEIGHT, _WIDTH
         return [(n, c, height, width), (n, height, width, c), (n, c, length), (n, length, c), (n, c)]
 
 

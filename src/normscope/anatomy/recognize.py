@@ -84,7 +84,7 @@ def _name(kind: type) -> str:
 def _tried(module: nn.Module) -> NormSpec | None:
     """The measured description of a class that is not known, with the activation that is fused to it."""
     parts = {path: part for path, part in module.named_modules() if part is not module}
-    if len(parts) > _FUSED or any(role_of(part) in ("norm", "producer") for part in parts.values()):
+    if len(parts) > _FUSED:
         return None
     functions = {path: function for path, part in parts.items() if (function := activation_of(part)) is not None}
     path, function = next(iter(functions.items()), (None, None))
