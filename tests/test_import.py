@@ -46,6 +46,11 @@ def test_every_public_name_is_there(name):
     assert name in dir(normscope)
 
 
+@pytest.mark.parametrize("verb", ["watch", "diagnose", "treat", "report"])
+def test_a_verb_is_not_hidden_by_the_folder_of_its_name(verb):
+    loaded_by(f"import normscope.verbs, normscope.{verb}\nimport normscope as ns\nns.{verb}.__call__")
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'diagnoze'"):
         _ = normscope.diagnoze  # pyright: ignore

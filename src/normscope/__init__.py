@@ -7,6 +7,8 @@ loaded when they are first asked for, so ``import normscope`` costs nothing that
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -69,3 +71,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_FACE})
+
+
+class _Face(ModuleType):
+    """The package as users see it.
+
+    Importing ``normscope.treat.trial`` would set `treat` to the folder of that name; the verb keeps its place.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and ":" in _FACE.get(name, "")):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
