@@ -57,6 +57,7 @@ def test_a_spec_is_a_value():
     assert CATALOG["BatchNorm"] == CATALOG["BatchNorm"].but(eps=1e-5)
     assert hash(CATALOG["LayerNorm"]) != hash(CATALOG["RMSNorm"])
     assert json.loads(json.dumps(CATALOG["BatchNorm"].to_dict()))["over"] == ["N", "S"]
+    assert repr(CATALOG["BatchNorm"]).startswith("NormSpec(over={'N', 'S'}, train_from='batch'")
     assert "RMSNorm" not in repr(CATALOG["RMSNorm"]) and "scale='rms'" in repr(CATALOG["RMSNorm"])
     assert CATALOG["LayerNorm"].per_sample and not CATALOG["BatchNorm"].per_sample
     assert CATALOG["BatchNorm"].keeps_state and not CATALOG["GroupNorm"].keeps_state

@@ -15,7 +15,7 @@ class Datum:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        said = (f"{name}={value!r}" for name, value in _told(self))
+        said = (f"{name}={_written(value)}" for name, value in _told(self))
         return f"{type(self).__name__}({', '.join(said)})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +69,11 @@ def _told(datum: Any) -> list[tuple[str, Any]]:
     return told
 
 
+def _written(value: Any) -> str:
+    """`repr`, with the members of a set in order: the same words in every process."""
+    return "{" + ", ".join(sorted(map(repr, value))) + "}" if isinstance(value, frozenset) and value else repr(value)
+
+
 def _short(value: Any, limit: int = 300) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _written(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
