@@ -180,4 +180,5 @@ def test_errors():
 
 def test_refusals_are_words():
     assert "eps" in (native.refuses(spec_over("C", eps_place="floor")) or "")
+    assert "eps" in (native.refuses(spec_over("NS", eps=0.0)) or "")
     assert native.refuses(spec_over("N")) is not None

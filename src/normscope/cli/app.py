@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import normscope
-from normscope.cli import demo, diagnose, explain, lint, norms, report, rules, run_script
+from normscope.cli import claims, demo, diagnose, explain, lint, norms, report, rules, run_script
 from normscope.terms.errors import NormscopeError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command(name="report")(report.command)
 app.command(name="explain")(explain.command)
 app.command(name="rules")(rules.command)
 app.command(name="norms")(norms.command)
+app.add_typer(claims.app, name="claims")
 
 
 def _print_version(wanted: bool) -> None:

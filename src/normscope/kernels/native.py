@@ -27,6 +27,8 @@ def refuses(spec: NormSpec) -> str | None:
         return f"ATen puts eps inside the root, not {spec.eps_place}"
     if spec.weight_offset or spec.cast != "output":
         return "ATen has no weight offset and casts last"
+    if spec.eps == 0 and "N" in spec.over:
+        return "ATen's batch norm asks for eps above zero"
     if _is_rms(spec):
         return None
     if not spec.center or spec.scale != "std" or spec.eps is None:

@@ -1,0 +1,1 @@
+"""Article 000: notes on internal covariate shift in deep learning."""

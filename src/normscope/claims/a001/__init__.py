@@ -1,0 +1,1 @@
+"""Article 001: what batch normalization is for and how it works."""

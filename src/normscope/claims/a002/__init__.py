@@ -1,0 +1,1 @@
+"""Article 002: vanishing gradients; batch, layer, weight and cosine normalization."""

@@ -1,0 +1,1 @@
+"""Article 004: what batch normalization is bad at."""

@@ -1,0 +1,149 @@
+"""The ledger as one self-contained HTML page: each claim with its verdict, effects, chart and protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from normscope import __version__
+from normscope.claims.ledger import Row, interval
+from normscope.report import html
+from normscope.report.numbers import amount
+from normscope.report.parts import Facts, Labelled, Page, Paragraph, Part, Section, Table
+from normscope.report.words import Words, load
+from normscope.terms.verdict import Verdict
+
+_EN = {
+    "heading": "The claims ledger",
+    "run": "Every statement of the source articles that an experiment can decide. Each verdict follows from the "
+    "effects by a rule that was fixed before the run.",
+    "overview": "Overview",
+    "article": "Article 00{n}",
+    "claim": "claim",
+    "statement": "statement",
+    "verdict": "verdict",
+    "condition": "condition",
+    "effect": "effect",
+    "interval": "interval",
+    "source": "source",
+    "protocol": "protocol",
+    "decision": "decision",
+    "rule": "holds above {above:g}, fails below {below:g} ({unit}); {reason}",
+    "all": "all runs",
+    "missing": "{n} of its runs are missing: `normscope claims run {id}`",
+    "unrun": "not run",
+    "count": "{n} × {verdict}",
+    **{f"verdict.{verdict}": str(verdict) for verdict in Verdict},
+}
+_ZH = {
+    "heading": "论断总账",
+    "run": "原文中凡可由实验判定的论断，逐条验证。每个结论都由效应值按运行之前定下的规则得出。",
+    "overview": "总览",
+    "article": "文章 00{n}",
+    "claim": "编号",
+    "statement": "论断",
+    "verdict": "结论",
+    "condition": "条件",
+    "effect": "效应",
+    "interval": "区间",
+    "source": "出处",
+    "protocol": "做法",
+    "decision": "判定",
+    "rule": "高于 {above:g} 则成立，低于 {below:g} 则不成立（{unit}）；{reason}",
+    "all": "全部",
+    "missing": "尚缺 {n} 次运行：`normscope claims run {id}`",
+    "unrun": "未运行",
+    "count": "{verdict} {n} 条",
+    f"verdict.{Verdict.HOLDS}": "成立",
+    f"verdict.{Verdict.FAILS}": "不成立",
+    f"verdict.{Verdict.CONDITIONAL}": "有条件地成立",
+    f"verdict.{Verdict.UNCLEAR}": "不能判定",
+}
+_WORDS = {"en": Words("en", _EN), "zh": Words("zh", _ZH)}
+
+
+def write(rows: Sequence[Row], out: str | PathLike[str], *, lang: str = "en") -> Path:
+    """Write the page; it appears whole or not at all.
+
+    Raises:
+        UnknownNameError: the page does not speak `lang`.
+        MissingExtraError: altair or vl-convert is not installed.
+    """
+    path = Path(out)
+    told = html.paint(tree(rows, lang=lang))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.write_text(told, encoding="utf-8", newline="\n")
+    os.replace(draft, path)
+    return path
+
+
+def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
+    """The ledger as a tree of parts: an overview, then a section for each article."""
+    shared = load(lang)
+    words = _WORDS[lang]
+    overview = Table(
+        (words("claim"), words("statement"), words("verdict")),
+        tuple((row.claim.id, row.claim.sentence(lang), _verdict(row, words)) for row in rows),
+    )
+    sections = [Section("overview", words("overview"), (overview,))]
+    for number in dict.fromkeys(row.claim.id.partition(".")[0] for row in rows):
+        own = tuple(entry(row, lang=lang) for row in rows if row.claim.id.startswith(f"{number}."))
+        sections.append(Section(f"article-{number}", words("article", n=number), own))
+    return Page(
+        lang=lang,
+        heading=words("heading"),
+        run=words("run"),
+        verdict=_counts(rows, words),
+        severity=None,
+        sections=tuple(sections),
+        foot=shared("page.foot", version=__version__),
+    )
+
+
+def entry(row: Row, *, lang: str = "en") -> Labelled:
+    """One claim: its verdict and sentence, its effects by condition, its chart, and how it was tested."""
+    words, claim, rule = _WORDS[lang], row.claim, row.claim.decision
+    facts = (
+        (words("source"), claim.source),
+        (words("protocol"), claim.protocol),
+        (
+            words("decision"),
+            words("rule", above=rule.holds_above, below=rule.fails_below, unit=rule.unit, reason=rule.reason),
+        ),
+    )
+    found: tuple[Part, ...] = (Paragraph(words("missing", n=row.ran.missing, id=claim.id)),)
+    if row.ruling is not None:
+        found = (_effects(row, words), claim.draw(row.ran.outcomes))
+    label = load(lang)("list.dot").join((claim.id, claim.kind, _verdict(row, words)))
+    return Labelled(label, (Paragraph(claim.sentence(lang)), *found, Facts(facts)))
+
+
+def _effects(row: Row, words: Words) -> Table:
+    assert row.ruling is not None
+    return Table(
+        (words("condition"), words("verdict"), words("effect"), words("interval")),
+        tuple(
+            (
+                condition or words("all"),
+                words.named("verdict", str(row.ruling.by_condition[condition])),
+                amount(effect.value),
+                interval(effect),
+            )
+            for condition, effect in row.effects.items()
+        ),
+        numeric=(2,),
+    )
+
+
+def _verdict(row: Row, words: Words) -> str:
+    return words.named("verdict", str(row.ruling.verdict)) if row.ruling else words("unrun")
+
+
+def _counts(rows: Sequence[Row], words: Words) -> str:
+    said = [_verdict(row, words) for row in rows]
+    return load(words.lang)("list.dot").join(
+        words("count", n=said.count(verdict), verdict=verdict) for verdict in dict.fromkeys(said)
+    )

@@ -1,0 +1,195 @@
+"""Runs claims case by case: cached on disk, resumed where it stopped, in as many processes as there are workers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normscope.claims.bench import Bench
+from normscope.claims.claim import Claim
+from normscope.claims.outcomes import Case, Outcome, Outcomes
+from normscope.terms.datum import Datum, plain
+
+CACHE = Path(".normscope/claims")
+_SHARED = ("bench", "data", "models")  # what a training depends on beside its own file
+
+Progress = Callable[["Job", str | None], object]  # the job that ended, and why it failed if it did
+
+
+@dataclass(frozen=True, repr=False)
+class Job(Datum):
+    """One case of one claim on one bench: the unit of caching and of parallel work."""
+
+    claim: str
+    module: str
+    size: str
+    case: Case
+    bench: Bench
+
+    @property
+    def key(self) -> str:
+        """Equal for jobs that would give the same: size, case, data, and the text of what runs it."""
+        told = json.dumps([self.claim, self.size, self.case, self.bench.to_dict(), _text(self.module)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:20]
+
+    def file(self, cache: Path) -> Path:
+        """Where its outcome is kept."""
+        return cache / self.claim / f"{self.key}.json"
+
+
+@dataclass(frozen=True, repr=False)
+class Ran(Datum):
+    """The outcomes of a claim, and how many of its cases are still missing."""
+
+    claim: Claim
+    size: str
+    outcomes: Outcomes
+    missing: int
+    seconds: float
+    last: str  # the day of the latest run
+
+
+def jobs(claim: Claim, size: str, bench: Bench) -> list[Job]:
+    """All runs of a claim."""
+    return [Job(claim.id, claim.module, size, case, bench) for case in claim.cases_of(size)]
+
+
+def run(
+    claims: Iterable[Claim],
+    *,
+    size: str = "quick",
+    bench: Bench | None = None,
+    cache: Path = CACHE,
+    workers: int = 1,
+    progress: Progress = lambda job, failure: None,
+) -> None:
+    """Run what the cache does not hold yet. A run that raises is told to `progress`, and the others go on.
+
+    Args:
+        claims: the claims.
+        size: ``"quick"`` or ``"full"``.
+        bench: data and device; digits on the CPU when left out.
+        cache: a folder; one file a run appears there, whole or not at all.
+        workers: processes, one torch thread each; 1 runs here.
+        progress: told after each run.
+    """
+    bench = bench or Bench()
+    waiting = [job for claim in claims for job in jobs(claim, size, bench) if not job.file(cache).is_file()]
+    for job, ran in _execute(waiting, workers):
+        failure = ran.get("failure")
+        if failure is None:
+            _keep(job.file(cache), {**ran, "claim": job.claim, "size": job.size, "case": job.case})
+        progress(job, failure)
+
+
+def load(claim: Claim, *, size: str = "quick", bench: Bench | None = None, cache: Path = CACHE) -> Ran:
+    """What the cache holds of a claim."""
+    asked = jobs(claim, size, bench or Bench())
+    kept = [(job, told) for job in asked if (told := _kept(job.file(cache))) is not None]
+    return Ran(
+        claim,
+        size,
+        Outcomes(Outcome(job.case, _numbers(told["values"])) for job, told in kept),
+        missing=len(asked) - len(kept),
+        seconds=sum(told["seconds"] for _, told in kept),
+        last=max((told["day"] for _, told in kept), default=""),
+    )
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Run a job in this process: its values and its cost, or why it failed."""
+    started = time.process_time()
+    try:
+        values = importlib.import_module(job.module).run(job.case, job.bench)
+    except Exception as error:
+        return {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {
+        "values": plain(dict(values)),
+        "seconds": round(time.process_time() - started, 3),
+        "day": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _execute(waiting: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    if workers <= 1 or len(waiting) < 2:
+        for job in waiting:
+            yield job, work(job)
+        return
+    # spawn: a forked process would inherit torch's locked thread pools
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(work, job): job for job in waiting}
+        try:
+            for future in as_completed(futures):
+                failure = future.exception()
+                yield futures[future], future.result() if failure is None else {"failure": repr(failure)}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _keep(file: Path, told: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
+    draft.write_text(json.dumps(told, sort_keys=True), encoding="utf-8")
+    os.replace(draft, file)
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """What a file of the cache says; a file that cannot be read is a run that is missing."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _numbers(values: Any) -> Any:
+    """JSON's words "nan", "inf" and "-inf" as the numbers they stand for."""
+    if isinstance(values, dict):
+        return {name: _numbers(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return float(values) if values in ("nan", "inf", "-inf") else values
+
+
+def _text(module: str) -> list[str]:
+    """The text of a claim's file and of the shared files that it uses."""
+    own = importlib.import_module(module)
+    source = _read(own.__file__)
+    shared = (importlib.import_module(f"normscope.claims.{name}") for name in _SHARED)
+    used = own.CLAIM.kind not in ("exact",)
+    return [source, *(_read(one.__file__) for one in shared if used)]
+
+
+def _read(file: str | None) -> str:
+    return Path(file).read_text(encoding="utf-8") if file else ""
+
+
+def machine() -> dict[str, str]:
+    """What the runs were made on, for the foot of the ledger."""
+    import platform
+
+    import torch
+
+    from normscope import __version__
+
+    return {
+        "normscope": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
