@@ -172,12 +172,15 @@ class Case(Datum):
         return Track.of(track.steps[finite], track.values[finite])
 
     def summaries(self, tensor: Site, source: str | None = None) -> list[tuple[int, Summary]]:
-        """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches."""
+        """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches.
+
+        Those with NaN or infinity are left out: what they say is `nonfinite_values`' to tell.
+        """
         for one in (source,) if source else ("probe", "live"):
             steps = [int(step) for step in self.sampled(one)]
             told = [(step, summary) for step in steps if (summary := self.summary(tensor, step, one)) is not None]
             if told:
-                return told
+                return [(step, summary) for step, summary in told if not summary.sketch.nonfinite]
         return []
 
     def summary(self, tensor: Site, step: int, source: str) -> Summary | None:

@@ -1,11 +1,11 @@
 """Training mode and evaluation mode compute different functions, and a norm makes the difference.
 
 ## What it finds
-Models with norms over the batch whose output on the fixed batch lies more than half a deviation apart in the two modes,
-through the whole second half of the run, when the gap opens at such a norm: its output differs between the modes by
-more than its input does. Dropout also makes the modes differ; where it alone does, no norm opens the gap, and there is
-no finding. A warning when the batches are small, since then it will not go away; a note otherwise, because a network
-that is still moving fast outruns its running averages for a while.
+Models with norms over the batch whose output on the fixed batch lies more than half a deviation apart in the two modes
+through the second half of the run (with small batches, the output of a norm), when the gap opens at such a norm: its
+output differs between the modes by more than its input does. Dropout also makes the modes differ; where it alone does,
+no norm opens the gap, and there is no finding. A warning when the batches are small, since then it will not go away; a
+note otherwise, because a network that still moves fast outruns its running averages for a while.
 
 ## Why it hurts
 What is trained is not what is used: the loss of training says little about the model that evaluation runs. With small
@@ -32,18 +32,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.track import Track
 from normscope.terms.finding import Evidence, Finding, Prescription
 
 APART = Threshold(
     0.5,
     "half a deviation carries a fifth of a normal channel's values across its mean (69% instead of 50%); none of 11 "
-    "healthy networks with batch normalization stayed above it through the second half of 200 steps",
+    "healthy networks with batch normalization stayed above it in the last fifty of 200 steps",
     "deviations",
 )
 SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch normalization loses accuracy", "samples")
@@ -51,20 +53,20 @@ SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch nor
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with the norms at which the gap opens."""
-    gap = case.output_gap
+    small = case.batch_size is not None and case.batch_size < SMALL.value
+    gap = _widest(case) if small else case.output_gap
     late = gap.late()
-    if not case.normalizes_over_batch or len(late) < 2 or not late.values.min() > APART.value:
+    if not case.normalizes_over_batch or len(late) < 2 or not float(np.median(late.values)) > APART.value:
         return
     opened = {norm: opening for norm in case.norms if (opening := case.opening(norm).last) > APART.value / 2}
     if not opened:
         return
     worst = sorted(opened, key=lambda norm: -opened[norm])
-    small = case.batch_size is not None and case.batch_size < SMALL.value
     yield RULE.finding(
         [norm.path for norm in worst],
-        f"On the same batch and parameters the output of evaluation mode lies {gap.last:.2f} deviations from that of "
-        f"training mode; the gap opens at {len(worst)} of {len(case.norms)} norms, most at `{worst[0].place}`"
-        + (f", whose statistics come from {case.batch_size} samples." if small else "."),
+        f"On the same batch and parameters {'a norm' if small else 'the model'} gives outputs {gap.last:.2f} "
+        f"deviations apart in evaluation and training mode; the gap opens at {len(worst)} of {len(case.norms)} norms, "
+        f"most at `{worst[0].place}`" + (f", whose statistics come from {case.batch_size} samples." if small else "."),
         Evidence(
             "eval_gap",
             gap.last,
@@ -75,9 +77,15 @@ def check(case: Case) -> Iterator[Finding]:
             tuple((norm.key, opened[norm]) for norm in worst),
         ),
         severity="warning" if small else "note",
-        since_step=gap.since(above=APART.value),
+        since_step=int(late.steps[0]),
         prescriptions=[_without_batch(case), _recalibrated(case)] if small else [_recalibrated(case)],
     )
+
+
+def _widest(case: Case) -> Track:
+    """The gap at the norm whose output differs most between the modes, through the second half of the run."""
+    tracks = [track for norm in case.norms if len((track := case.scalar(norm, "eval_gap")).late())]
+    return max(tracks, key=lambda track: float(np.median(track.late().values)), default=Track.of((), ()))
 
 
 def _without_batch(case: Case) -> Prescription:
