@@ -99,8 +99,14 @@ class Case(Datum):
 
     @cached_property
     def loss(self) -> Track:
-        """The training loss."""
+        """The training loss, where it is finite."""
         return self.scalar(None, "loss")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss was NaN or infinite at some step."""
+        known = "loss" in self.record.quantities(None)
+        return known and not np.isfinite(self.record.series(None, "loss").values).all()
 
     @property
     def learns(self) -> bool | None:

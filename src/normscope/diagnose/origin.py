@@ -75,7 +75,7 @@ class _Broken:
 
 
 def _suspicious(case: Case) -> bool:
-    if not np.isfinite(case.loss.values).all() or any(event.kind == "nonfinite" for event in case.record.events):
+    if case.diverged or any(event.kind == "nonfinite" for event in case.record.events):
         return True
     last = [(source, steps[-1]) for source in _SOURCES if len(steps := case.sampled(source))]
     return any(

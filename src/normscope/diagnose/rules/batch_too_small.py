@@ -56,14 +56,15 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
     noise = f"the mean of a channel is off by {samples**-0.5:.0%} of its deviation by chance"
     if single:
         severity, threshold = "error", UNDEFINED
-        noise = f"{len(single)} of them see a single value per channel, which has no variance"
+        noise = f"a channel has a single value at {len(single)} of {len(norms)}, which has no variance"
     elif samples <= HARMFUL.value:
         severity, threshold = "warning", HARMFUL
     else:
         severity, threshold = "note", NOISY
+    take = "1 normalization takes its" if len(norms) == 1 else f"{len(norms)} normalizations take their"
     yield RULE.finding(
         [norm.path for norm in norms],
-        f"{len(norms)} normalizations take their statistics from batches of {samples}: {noise}.",
+        f"{take} statistics from batches of {samples}: {noise}.",
         Evidence("batch_size", samples, threshold.value, unit=threshold.unit, source=threshold.source),
         severity=severity,
         prescriptions=list(_prescriptions(norms)),
