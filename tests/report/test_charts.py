@@ -28,7 +28,14 @@ CURVES = Curves(
 )  # fmt: skip
 PROFILE = Profile("Gradient", ("a", "b"), ("norm", "producer"), Axis("norm"), (Column("now", (1.0, None)),))
 HEAT_MAP = HeatMap("Deviation", ("a", "b"), (0, 1, 5), ((1.0, 2.0, None), (1.0, 3.0, 4.0)), STEPS, Axis("std"))
-BANDS = Bands("Output", (0, 1), (0.1, 0.5, 0.9), ((-4.0, -5e3), (0.0, 0.0), (4.0, 5e3)), STEPS, Axis("value", log=True))
+BANDS = Bands(
+    "Output",
+    (0, 1),
+    (0.1, 0.5, 0.9),
+    ((-4.0, -5e3), (0.0, 0.0), (4.0, 5e3)),
+    STEPS,
+    Axis("value", log=True, signed=True),
+)
 INTERVALS = Intervals("Effect", (Interval("all", 0.5, 0.4, 0.6),), Axis("ratio", share=True), (Rule(1.0, "same"),))
 CHARTS = [CURVES, PROFILE, HEAT_MAP, BANDS, INTERVALS]
 

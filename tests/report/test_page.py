@@ -123,7 +123,7 @@ def test_a_heat_map_holds_what_the_record_holds(sick):
     truth = sick.record.series("4", "std").values
     np.testing.assert_allclose(chart.values[chart.places.index("4 Linear")], truth, rtol=1e-3)
     mean = maps["Mean"]
-    assert isinstance(mean, HeatMap) and mean.signed
+    assert isinstance(mean, HeatMap) and mean.color.signed
 
 
 def test_a_distribution_stays_in_the_range_of_its_tensor_and_shows_where_the_function_is_flat(sick):
@@ -443,7 +443,7 @@ def test_an_unknown_language_is_refused(sick, tmp_path):
 def test_without_its_extra_the_page_says_how_to_get_it(sick, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "normscope.report.charts", raising=False)
-    monkeypatch.delattr("normscope.report.charts", raising=False)
+    monkeypatch.delattr(sys.modules["normscope.report"], "charts", raising=False)
     with pytest.raises(MissingExtraError) as error:
         page.write(sick.record, sick.diagnosis, tmp_path / "a.html")
     assert str(error.value) == (

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache, singledispatch
 from typing import Any
 
-from normscope.report.parts import Axis, Bands, Chart, Curves, HeatMap, Intervals, Profile, Rule
+from normscope.report.parts import Axis, Bands, Chart, Curves, HeatMap, Intervals, Profile, Rule, Values
 from normscope.terms.errors import MissingExtraError
 
 try:
@@ -127,15 +127,19 @@ def _(chart: HeatMap) -> Spec:
         for place, values in zip(chart.places, chart.values)
     ]
     params = {"steps": chart.steps, "ends": _ends(chart.steps)}
-    grammar = _heat_map(chart.x, chart.color, chart.signed)
-    return _filled(grammar, chart, {"rows": rows}, height=ROW * len(chart.places), places=chart.places, params=params)
+    grammar = _heat_map(chart.x, chart.color)
+    told = _filled(grammar, chart, {"rows": rows}, height=ROW * len(chart.places), places=chart.places, params=params)
+    if chart.color.log and chart.color.signed:
+        told["encoding"]["color"]["legend"]["values"] = _signed_decades(chart.values)
+    return told
 
 
 @cache
-def _heat_map(x: Axis, color: Axis, signed: bool) -> Spec:
-    scale = alt.Scale(domainMid=0, range="diverging") if signed else alt.Scale(range="heatmap")
-    if color.log and not signed:
-        scale = alt.Scale(type="log", range="heatmap")
+def _heat_map(x: Axis, color: Axis) -> Spec:
+    scale = _scale(color).copy()
+    scale.range = "diverging" if color.signed else "heatmap"
+    if color.signed:
+        scale.domainMid = 0
     tooltip = [_tip("place:N", "title"), _tip("step:Q", x.title, ","), _tip("value:Q", color.title, _digits(color))]
     legend = alt.Legend(orient="top", direction="horizontal", **_labels(color))
     cells = (
@@ -165,15 +169,16 @@ def _(chart: Bands) -> Spec:
     ]
     data = {"bands": bands, "median": [{"value": chart.values[half]}], "rules": _rules(chart.rules)}
     params = {"steps": chart.steps}
-    known = [value for row in chart.values for value in row if value is not None]
-    ticks = _signed_decades(min(known), max(known)) if chart.y.log and known else ()
-    return _filled(_bands(chart.x, chart.y, bool(chart.rules)), chart, data, height=HEIGHT, ticks=ticks, params=params)
+    told = _filled(_bands(chart.x, chart.y, bool(chart.rules)), chart, data, height=HEIGHT, params=params)
+    if chart.y.log:
+        told["layer"][0]["encoding"]["y"]["axis"]["values"] = _signed_decades(chart.values)
+    return told
 
 
 @cache
 def _bands(x: Axis, y: Axis, ruled: bool) -> Spec:
-    scale = alt.Scale(type="symlog", constant=1) if y.log else alt.Scale(zero=False)
-    step, low = _steps("step:Q", x), alt.Y("low:Q").title(y.title).axis(_axis(Axis(y.title))).scale(scale)
+    step = _steps("step:Q", x)
+    low = alt.Y("low:Q").title(y.title).axis(_axis(y)).scale(_scale(y))
     ends = [_tip("low:Q", "≥", _digits(y)), _tip("high:Q", "≤", _digits(y))]
     tooltip = [_tip("band:N", "title"), _tip("step:Q", x.title, ","), *ends]
     bands = alt.Chart(alt.NamedData("bands")).encode(x=step, y=low, y2="high:Q", detail="band:N", tooltip=tooltip)
@@ -224,7 +229,6 @@ def _filled(
     groups: Iterable[str] = (),
     places: Sequence[str] = (),
     params: dict[str, Any] | None = None,
-    ticks: Sequence[float] = (),
 ) -> Spec:
     """The grammar with the data of one chart: its numbers, its names and their order."""
     values = {NAME_LENGTH: 28, **(params or {})}
@@ -233,8 +237,6 @@ def _filled(
         for channel, names in (("color", list(groups)), ("y", list(places))):
             if names and channel in unit["encoding"]:
                 unit["encoding"][channel]["scale"]["domain"] = names
-    if ticks:
-        told["layer"][0]["encoding"]["y"]["axis"]["values"] = list(ticks)
     return {
         **told,
         "height": height,
@@ -246,7 +248,7 @@ def _filled(
 
 def _shown(value: float | None, axis: Axis) -> float | None:
     """A logarithmic axis has no place for zero."""
-    return None if value is None or (axis.log and value <= 0) else value
+    return None if value is None or (axis.log and not axis.signed and value <= 0) else value
 
 
 def _levels(y: Axis) -> list[Any]:
@@ -272,7 +274,9 @@ def _color(ordered: bool) -> Any:
 
 
 def _scale(axis: Axis) -> Any:
-    return alt.Scale(type="log", nice=False) if axis.log else alt.Scale(zero=axis.share, nice=True)
+    if axis.log:
+        return alt.Scale(type="symlog", constant=1) if axis.signed else alt.Scale(type="log", nice=False)
+    return alt.Scale(zero=axis.share, nice=True)
 
 
 def _steps(field: str, x: Axis, **scale: Any) -> Any:
@@ -282,25 +286,26 @@ def _steps(field: str, x: Axis, **scale: Any) -> Any:
 
 def _axis(axis: Axis) -> Any:
     told = _labels(axis)
-    if axis.log:
+    if axis.log and not axis.signed:
         told["gridOpacity"] = {"condition": {"test": _IS_POWER, "value": 1}, "value": 0.3}
-    return alt.Axis(tickCount=5, **told)
+    return alt.Axis(tickCount=5, labelOverlap="greedy", **told)
 
 
 def _labels(axis: Axis) -> dict[str, Any]:
     """How numbers stand on an axis or a legend."""
     if axis.share:
         return {"format": ".3~%"}
-    return {"labelExpr": _DECADES if axis.log else _NUMBER}
+    return {"labelExpr": _DECADES if axis.log and not axis.signed else _NUMBER}
 
 
-def _signed_decades(low: float, high: float) -> list[float]:
+def _signed_decades(values: Iterable[Values]) -> list[float]:
     """Zero and the powers of ten from ten upwards, on both sides of it, at most three a side.
 
-    >>> _signed_decades(-30.0, 4000.0)
+    >>> _signed_decades([(-30.0, None), (4.0, 4000.0)])
     [-10.0, 0.0, 10.0, 100.0, 1000.0]
     """
-    tops = [math.floor(math.log10(end)) if end >= 1 else 0 for end in (-low, high)]
+    known = [value for row in values for value in row if value is not None]
+    tops = [math.floor(math.log10(end)) if end >= 1 else 0 for end in (-min(known), max(known))]
     stride = max(1, math.ceil(max(tops) / 3))
     below, above = ([10.0**power for power in range(1, top + 1, stride)] for top in tops)
     return [*(-tick for tick in reversed(below)), 0.0, *above]

@@ -150,11 +150,16 @@ class Page(Part):
 
 @dataclass(frozen=True)
 class Axis:
-    """What a direction of a chart measures. `share` shows percent; `log` is for positive values over decades."""
+    """What a direction of a chart measures.
+
+    `share` shows percent. `log` is for values over decades: positive ones, or, when `signed`, on both sides of zero.
+    `signed` colors grow both ways from zero.
+    """
 
     title: str
     share: bool = False
     log: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Profile(Chart):
 
 @dataclass(frozen=True)
 class HeatMap(Chart):
-    """Values over steps for each place: ``values[place][step]``. `signed` colors grow both ways from zero."""
+    """Values over steps for each place: ``values[place][step]``."""
 
     title: str
     places: tuple[str, ...]
@@ -220,7 +225,6 @@ class HeatMap(Chart):
     values: tuple[Values, ...]
     x: Axis
     color: Axis
-    signed: bool = False
     note: str = ""
 
 

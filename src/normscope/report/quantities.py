@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from types import MappingProxyType
 
 from normscope.report.parts import Axis, Values
@@ -63,6 +64,10 @@ def axis(quantity: str, values: Sequence[Values], words: Words) -> Axis:
     name = words.named("quantity", quantity).replace("_", " ")
     if f"unit.{quantity}" in words:
         name = words("axis", quantity=name, unit=words(f"unit.{quantity}"))
+    known = [value for row in values for value in row if value is not None]
+    if look(quantity).signed and known and min(known) < 0 < max(known):
+        sizes = [abs(value) for value in known]
+        return Axis(name, log=reaches_far(max(sizes), median(sizes)), signed=True)
     return Axis(name, share=look(quantity).share, log=not look(quantity).share and spans_decades(values))
 
 
@@ -73,7 +78,12 @@ def spans_decades(values: Sequence[Values]) -> bool:
     return bool(positive) and min(known) >= 0 and max(positive) / min(positive) > DECADES
 
 
+def reaches_far(outer: float, inner: float) -> bool:
+    """Whether values around zero, up to a size of `outer`, need decades for those of size `inner` to be seen."""
+    return outer > 10 * max(inner, 1.0)
+
+
 def zeros(values: Iterable[Values], shown: Axis, words: Words) -> str:
     """Zeros have no place on a logarithmic axis; that they are there must be said."""
-    n = sum(value == 0 for row in values for value in row) if shown.log else 0
+    n = sum(value == 0 for row in values for value in row) if shown.log and not shown.signed else 0
     return words.counted("zeros", n) if n else ""

@@ -286,13 +286,10 @@ class _Scale:
 
 
 def _scale(rows: Iterable[Values], axis: Axis) -> _Scale:
-    finite = [value for values in rows for value in values if value is not None and (value > 0 or not axis.log)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    return (
-        _Scale(min(low, 0.0), max(high, 1.0) if axis.share else high, False)
-        if not axis.log
-        else _Scale(low, high, True)
-    )
+    log = axis.log and not axis.signed
+    known = [value for values in rows for value in values if value is not None and (value > 0 or not log)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    return _Scale(low if log else min(low, 0.0), max(high, 1.0) if axis.share else high, log)
 
 
 def _sparkline(values: Values, room: int, scale: _Scale) -> str:

@@ -24,7 +24,7 @@ from normscope.report.parts import (
     Section,
     Values,
 )
-from normscope.report.quantities import axis, look, ordered, spans_decades, zeros
+from normscope.report.quantities import axis, look, ordered, reaches_far, spans_decades, zeros
 from normscope.report.quantities import title as heading
 from normscope.report.snapshot import Reading, Snapshot, label
 from normscope.report.thin import LAYERS, SITES, STEPS, finite, thin
@@ -144,7 +144,7 @@ def _shown(sites: Sequence[Site], run: Snapshot, diagnosis: Diagnosis) -> tuple[
     return thin(sites, SITES, keep=lambda site: label(site) in named)
 
 
-def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) -> HeatMap | None:
+def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) -> HeatMap | Paragraph | None:
     sites = run.carriers[quantity]
     shown = _shown(sites, run, diagnosis)
     rows = [dict(run.reading(site, quantity).known) for site in shown]
@@ -153,6 +153,9 @@ def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) 
         return None
     steps = thin(every, STEPS)
     values = tuple(tuple(row.get(step) for step in steps) for row in rows)
+    if len({value for row in rows for value in row.values()}) == 1:
+        only = amount(next(value for row in rows for value in row.values()), share=look(quantity).share)
+        return Paragraph(words("layers.same", quantity=heading(quantity, words), value=only))
     color = axis(quantity, values, words)
     cells = [
         (value, place, step)
@@ -174,8 +177,7 @@ def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) 
     note = words.joined(
         zeros(values, color, words), words.left_out(shown, sites), words.left_out(steps, every, "thinned.steps")
     )
-    signed = look(quantity).signed and low < 0 < high
-    return HeatMap(title, _names(shown), steps, values, Axis(words("step")), color, signed=signed, note=note)
+    return HeatMap(title, _names(shown), steps, values, Axis(words("step")), color, note=note)
 
 
 def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
@@ -195,13 +197,12 @@ def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
         last_low=number(end[quarter]),
         last_high=number(end[three]),
     )
-    y = Axis(words("distribution.axis"), log=_far_tails(rows))
+    rules = _saturation(site, words)
+    y = Axis(words("distribution.axis"), log=_far_tails(rows, rules), signed=True)
     note = words.joined(
         words("distribution.note"), words.left_out(told, run.reading(site, "mean").known, "thinned.steps")
     )
-    return Bands(
-        title, tuple(step for step, _ in told), QUANTILES, rows, Axis(words("step")), y, _saturation(site, words), note
-    )
+    return Bands(title, tuple(step for step, _ in told), QUANTILES, rows, Axis(words("step")), y, rules, note)
 
 
 def _quantiles(summary: Summary) -> Values:
@@ -220,12 +221,11 @@ def _saturation(site: Site, words: Words) -> tuple[Rule, ...]:
     )
 
 
-def _far_tails(rows: Sequence[Values]) -> bool:
-    """Whether the outer quantiles reach so far that a linear axis would hide the middle ones."""
-    sizes = [[abs(value) for value in row if value is not None] for row in (rows[0], rows[len(rows) // 4], rows[-1])]
-    outer = max([*sizes[0], *sizes[2]], default=0.0)
-    inner = median(sizes[1]) if sizes[1] else 0.0
-    return outer > 10 and outer / max(inner, 1.0) > 10
+def _far_tails(rows: Sequence[Values], rules: Sequence[Rule]) -> bool:
+    """Whether the outer quantiles reach so far that a linear axis would hide the inner ones, or the rules."""
+    outer = max(abs(value) for row in (rows[0], rows[-1]) for value in row if value is not None)
+    inner = median(abs(value) for value in rows[len(rows) // 4] if value is not None)
+    return reaches_far(outer, min([inner, *(2 * abs(rule.value) for rule in rules)]))
 
 
 def _fullest(rows: Sequence[Mapping[int, float]]) -> list[int]:
