@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import normscope as ns
@@ -35,6 +37,20 @@ def test_population_merges_within_and_between():
     torch.testing.assert_close(layer.running_mean, whole.mean(1))
     torch.testing.assert_close(layer.running_var, whole.var(1, unbiased=False))
     torch.testing.assert_close(layer.eval()(parts[0]), z(parts[0], whole.mean(1), whole.var(1, unbiased=False)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_population_is_one_pass_in_any_order_and_cut(sizes, random):
+    parts = list(torch.randn(sum(sizes), 3, 2, dtype=F64).split(sizes))
+    random.shuffle(parts)
+    layer = built("PopulationBatchNorm")
+    for part in parts:
+        layer(part)
+    whole = torch.cat(parts).movedim(1, 0).flatten(1)
+    torch.testing.assert_close(layer.running_mean, whole.mean(1))
+    torch.testing.assert_close(layer.running_var, whole.var(1, unbiased=False))
+    assert layer.population_size == whole.shape[1]
 
 
 def test_population_variance_is_not_a_difference_of_squares():

@@ -141,7 +141,7 @@ def scale_and_shift(
     if mean is not None:
         y = y - mean
     if sigma is not None:
-        y = y / sigma
+        y = y * sigma.reciprocal()  # one division a statistic, not one a cell
     if spec.cast == "normalized":
         y = y.to(x.dtype)
     if weight is not None:

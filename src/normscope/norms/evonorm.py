@@ -53,7 +53,8 @@ class EvoNormB0(nn.Module):
             var = view.along_channels(wide(self.get_buffer("running_var")))
         sample = root(measure(input, self._over_positions).var, self._over_positions)
         slope = view.along_channels(self.v) * x + sample
-        y = x / torch.maximum(root(var, self._over_batch), slope)
+        sigma = root(var, self._over_batch)
+        y = x / torch.where(slope > sigma, slope, sigma)  # as torch.maximum, whose gradient is slow
         y = y * view.along_channels(self.weight) + view.along_channels(self.bias)
         return view.join(y).to(input.dtype)
 

@@ -76,7 +76,8 @@ class FilterResponseNorm(Norm):
             var = var + cells(x, self.spec).along_channels(self.eps_learned.abs())
         y = scale_and_shift(x, self.spec, None, root(var, self.spec), self.weight, self.bias, mask)
         if self.tau is not None:
-            kept = torch.maximum(y, self.tau.view(-1, *[1] * (x.ndim - 2)).to(y.dtype))
+            tau = self.tau.view(-1, *[1] * (x.ndim - 2)).to(y.dtype)
+            kept = torch.where(y > tau, y, tau)  # as torch.maximum, whose gradient is slow
             y = kept if mask is None else torch.where(mask.unsqueeze(1), kept, y)
         return y.squeeze(-1) if input.ndim == 2 else y
 
