@@ -79,13 +79,15 @@ class Case(Datum):
 
     @cached_property
     def batch_size(self) -> int | None:
-        """Samples in a training batch, from the fewest values behind a channel at any site; None when unknown."""
-        counts = []
-        for site in self.sites:
-            channels, live = self.channels(site), self.summaries(site, "live")[-1:]
-            if channels and live:
-                counts.append(live[0][1].size // channels)
-        return min(counts, default=None)
+        """Samples in a training batch: the values behind a channel of the last layer; None when they are unknown.
+
+        Where the last layer keeps positions (a dense prediction), it is samples times positions.
+        """
+        for site in reversed(self.producers):
+            channels, live = self.channels(site), self._last(site, "live")
+            if channels and live is not None:
+                return live.size // channels
+        return None
 
     def depth_of(self, place: str) -> int | None:
         """The place in execution order of a module path or site key; None when it did not run."""
@@ -283,8 +285,14 @@ class Case(Datum):
 
     def _moments(self, site: Site) -> Moments | None:
         """The moments per channel of an output at the last probe."""
-        told = self.summaries(site, "probe")[-1:]
-        return told[0][1].channels if told else None
+        last = self._last(site, "probe")
+        return last.channels if last is not None else None
+
+    def _last(self, site: Site, source: str) -> Summary | None:
+        """The newest summary of a tensor."""
+        steps = [int(step) for step in self.sampled(source)]
+        told = (self.summary(site, step, source) for step in reversed(steps))
+        return next((summary for summary in told if summary is not None), None)
 
     @cached_property
     def _recorded(self) -> dict[str, Site]:
