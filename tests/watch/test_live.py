@@ -1,5 +1,6 @@
 """What is seen of the training itself: the right numbers, of the right step, each once."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import normscope as ns
 from normscope.watch.session import watch
@@ -103,6 +104,30 @@ def test_a_step_that_the_scaler_skips_is_marked_and_not_taken_for_a_micro_batch(
     assert events(tmp_path, "nonfinite") == []
     assert record.summary("@weight:gradient", 0).mean == 2.0
     assert record.summary(":gradient", 1).mean == 1.0
+
+
+def test_a_step_that_is_given_up_by_hand_is_begun_again(tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for factor in (5.0, 1.0):
+            optimizer.zero_grad()
+            layer(factor * torch.ones(2, 2)).sum().backward()
+            if factor == 1.0:
+                optimizer.step()
+    assert watcher.record.summary(":input", 0).mean == 1.0
+    assert [event.step for event in events(tmp_path, "skipped")] == [0]
+
+
+def test_a_fused_optimizer_unscales_itself(tmp_path):
+    layer = one_layer()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
+        scaler.scale(layer(torch.ones(4, 2)).sum()).backward()
+        scaler.step(optimizer)
+    assert watcher.record.summary("@weight:gradient", 0).mean == 4.0
+    assert watcher.record.summary(":gradient", 0).mean == 1.0
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -301,12 +326,63 @@ def test_only_training_forward_passes_count(tmp_path, trainings, faults):
             model(torch.full((2, 8), 100.0))
             model.train()
             torch.func.functional_call(model, dict(model.named_parameters()), torch.ones(2, 8)).sum()
-            torch.func.vmap(lambda x: model(x), randomness="different")(torch.full((2, 8), 100.0))
             model(torch.full((2, 8), 100.0))  # in training mode, but no backward pass follows
-            training.one_step(model, optimizer)
+            loss = model(torch.randn(16, 8)).square().sum()
+            torch.func.vmap(lambda x: model(x), randomness="different")(torch.full((2, 8), 100.0))
+            loss.backward()
+            optimizer.step()
     assert faults(tmp_path) == []
     for step in range(3):
         assert watcher.record.summary("0:input", step).high < 50
+
+
+def test_a_gradient_of_an_earlier_forward_pass_is_not_taken_for_one_of_the_observed(tmp_path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = one_layer(), one_layer()
+
+        def forward(self, x, side):
+            return getattr(self, side)(x)
+
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            (model(torch.ones(2, 2), "left") + model(torch.ones(2, 2), "right")).sum().backward()
+            optimizer.step()
+    assert "left:gradient" not in {site.key for site in watcher.record.sites}
+    assert watcher.record.summary("left@weight:gradient", 0).mean == 2.0
+
+
+@pytest.mark.parametrize("kind", [None, False, True], ids=["selective", "checkpoint", "reentrant"])
+def test_a_model_that_is_checkpointed_as_a_whole(kind, tmp_path, faults):
+    class Copy(nn.Module):
+        def forward(self, x):
+            return x.clone()  # the operation with which samples are taken
+
+    def save_all(*_, **__):
+        return CheckpointPolicy.MUST_SAVE
+
+    def train(watched):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), Copy(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        selective = {"context_fn": lambda: create_selective_checkpoint_contexts(save_all)} if kind is None else {}
+        x = torch.ones(2, 2, requires_grad=True)
+        with watch(model, optimizer, tmp_path, every=1) if watched else nullcontext():
+            for _ in range(2):
+                checkpoint(model, x.clone(), use_reentrant=bool(kind), **selective).square().sum().backward()
+                optimizer.step()
+        return model.state_dict(), x.grad
+
+    assert str(train(False)) == str(train(True))
+    assert faults(tmp_path) == []
+    record = ns.Record(tmp_path)
+    assert list(record.series("0@weight:update", "mean").steps) == [0, 1]
+    if not kind:
+        assert list(record.series("3:output", "mean", source="live").steps) == [0, 1]
+        assert record.summary("0:gradient", 1) is not None
 
 
 def test_a_model_that_learns_in_evaluation_mode_is_watched_from_the_second_step(tmp_path):

@@ -168,6 +168,7 @@ def test_several_models_have_a_record_each(script, tmp_path):
     assert run(script(gan), [], tmp_path / "r", every=1) == 0
     for name in ("Generator", "Critic"):
         assert list(ns.Record(tmp_path / "r" / name).steps) == [0, 1, 2]
+    assert {place.name for place in (tmp_path / "r").iterdir() if place.is_dir()} == {"Generator", "Critic"}
     (note,) = ns.Record(tmp_path / "r").events
     assert "Critic" in note.text and "Generator" in note.text
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import normscope as ns
 from normscope.terms.errors import DataError, ModelError, NormscopeWarning, RecordError, UnknownNameError
+from normscope.watch.hooks import Hook, after_forward
 from normscope.watch.session import watch
 
 
@@ -186,9 +187,10 @@ def test_a_forked_child_leaves_the_record_alone(tmp_path):
         child = os.fork()
         if child == 0:
             try:
+                spent = watcher._guard.spent
                 step(model, optimizer)
                 watcher.close()
-                os._exit(0)
+                os._exit(int(watcher._guard.spent != spent))
             except BaseException:
                 os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
@@ -312,6 +314,20 @@ def test_a_compiled_step_is_not_broken_and_not_silently_ignored(tmp_path, faults
     record = ns.Record(tmp_path)
     assert list(record.series("@weight:update", "mean").steps) == [0, 2, 4]
     assert record.summary(":output", 0, "probe") is not None
+
+
+def test_a_hook_is_traced_to_nothing():
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, called, counter = Net(), [], CompileCounter()
+    for part in model.body:
+        after_forward(part, Hook(lambda *_: called.append(1)))
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    compiled(torch.ones(2, 2)), compiled(torch.ones(2, 2))
+    assert (called, counter.frame_count, counter.op_count) == ([], 1, 3)
+    model(torch.ones(2, 2))
+    assert called == [1, 1, 1]
 
 
 def test_data_parallel_wrappers_are_passed_through(tmp_path):

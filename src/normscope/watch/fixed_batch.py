@@ -17,6 +17,7 @@ from normscope.anatomy.isolate import isolated
 from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.walk import sites
 from normscope.terms.site import Site
+from normscope.watch.hooks import saving_privately
 from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
 from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.replica import Replica
@@ -201,7 +202,7 @@ def loss_of(output: Any) -> Tensor | None:
 @contextmanager
 def _seeded(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]:
     """`isolated`, with every random state set to `seed` inside."""
-    with isolated(model, training=training):
+    with saving_privately(), isolated(model, training=training):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)

@@ -6,13 +6,14 @@ then must not drag the watcher along.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 
@@ -27,7 +28,7 @@ class Hook:
 
     def __call__(self, *told: Any) -> None:
         if not torch.compiler.is_compiling() and not callable(_compiler()):
-            self._act(*told)
+            out_of_sight(self._act, *told)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # From the standard library, takes any arguments, does nothing: a saved model loads where Normscope is not.
@@ -46,7 +47,7 @@ class RootHook(Hook):
 
     def __call__(self, *told: Any) -> None:
         if not torch.compiler.is_compiling():
-            self._act(callable(_compiler()), *told)
+            out_of_sight(self._act, callable(_compiler()), *told)
 
 
 def before_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
@@ -59,6 +60,34 @@ def after_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
     """Have `hook` told ``(module, args, kwargs, output)`` after each forward of `module` that did not raise."""
     _hide_from_compiler()
     return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def out_of_sight(act: Callable[..., None], *told: Any) -> None:
+    """``act(*told)``, unseen by dispatch modes: selective checkpointing keeps what runs under its mode, in order."""
+    if torch._C._len_torch_dispatch_stack():
+        with _disable_current_modes():
+            act(*told)
+    else:
+        act(*told)
+
+
+@contextmanager
+def saving_privately() -> Iterator[None]:
+    """Inside, what autograd saves is not given to hooks of the caller's: checkpointing counts what is saved."""
+    try:
+        hooks = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _unchanged)
+        hooks.__enter__()
+    except RuntimeError:  # such hooks are forbidden here, so there are none
+        yield
+        return
+    try:
+        yield
+    finally:
+        hooks.__exit__()
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def in_transform() -> bool:

@@ -14,7 +14,7 @@ from normscope.anatomy.batch import first_tensor
 from normscope.terms.site import Site
 from normscope.watch.callers import loss_in_backward
 from normscope.watch.guard import Guard
-from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward
+from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward, out_of_sight
 from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.sample import Row, row_of
 
@@ -118,7 +118,7 @@ class Taps:
 
         def arrive(gradient: Tensor) -> None:
             if generation == self._generation:
-                self._guard("taps", self._arrive, site, gradient, root)
+                out_of_sight(self._guard, "taps", self._arrive, site, gradient, root)
 
         tensor.register_hook(arrive)
 
