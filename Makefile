@@ -27,8 +27,8 @@ tests: $(READY)           ## the last line is pytest's own: N passed
 	$(BIN)/pytest -n 2 --dist worksteal tests
 	$(BIN)/pytest --doctest-modules src/normscope
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks
+bench: $(READY)           ## forward and backward of every norm beside torch.nn; writes benchmarks/results
+	$(BIN)/python benchmarks/norms.py
 
 # torch first, under the constraints, so that nothing later pulls a CUDA build.
 $(READY): pyproject.toml constraints.txt
