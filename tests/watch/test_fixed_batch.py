@@ -321,6 +321,35 @@ def test_the_replica_follows_what_was_exchanged(tmp_path):
     assert record.summary("2.1:output", 30, "live") is not None
 
 
+def test_a_model_that_overwrites_its_input_gets_the_same_batch_each_time(tmp_path):
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    given = torch.tensor([[-1.0, 1.0]])
+    with watch(model, optimizer, tmp_path, every=10) as watcher:
+        for _ in range(11):
+            model(given.clone()).sum().backward()
+            optimizer.step()
+        held = watch(model, optimizer, tmp_path / "held", every=10, probe=given)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        held.close()
+    for step in (0, 10):
+        for source in ("probe", "probe_eval"):
+            assert watcher.record.summary("0:input", step, source).low == -1.0
+    assert given.tolist() == [[-1.0, 1.0]]
+
+
+def test_what_the_model_prints_is_printed_once(tmp_path, capsys):
+    class Talking(nn.Linear):
+        def forward(self, x):
+            print("forward")
+            return super().forward(x)
+
+    model = Talking(2, 1)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), [torch.ones(2, 2)] * 2, tmp_path)
+    assert capsys.readouterr().out == "forward\n" * 2
+
+
 def test_a_synchronized_norm_is_copied_as_a_local_one():
     model = nn.Sequential(nn.SyncBatchNorm(3), nn.SyncBatchNorm(3))
     replica = Replica(model)

@@ -355,6 +355,20 @@ def test_a_gradient_of_an_earlier_forward_pass_is_not_taken_for_one_of_the_obser
     assert watcher.record.summary("left@weight:gradient", 0).mean == 2.0
 
 
+def test_the_gradient_of_a_penalty_is_not_the_gradient_of_the_loss(tmp_path, faults):
+    critic = nn.Sequential(one_layer(), nn.Tanh())
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    x = torch.zeros(2, 2, requires_grad=True)
+    with watch(critic, optimizer, tmp_path, every=1) as watcher:
+        out = critic(x)
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        (3 * out.sum() + 0 * slope.square().sum()).backward()
+        optimizer.step()
+    assert faults(tmp_path) == []
+    assert watcher.record.summary("1:gradient", 0).mean == 3.0
+    assert watcher.record.summary("0:gradient", 0).mean == 3.0
+
+
 @pytest.mark.parametrize("kind", [None, False, True], ids=["selective", "checkpoint", "reentrant"])
 def test_a_model_that_is_checkpointed_as_a_whole(kind, tmp_path, faults):
     class Copy(nn.Module):

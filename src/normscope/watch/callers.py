@@ -29,6 +29,13 @@ def loss_in_backward(thread: int) -> torch.Tensor | None:
     return root.detach() if isinstance(root, torch.Tensor) and root.numel() == 1 else None
 
 
+def is_inner_gradient(thread: int) -> bool:
+    """Whether the running backward pass is a `torch.autograd.grad` that will itself be differentiated (a penalty)."""
+    if not torch.is_grad_enabled():
+        return False
+    return next(_calls(torch.autograd.backward, sys._current_frames().get(thread)), None) is None
+
+
 def calling_scaler() -> torch.amp.GradScaler | None:
     """The gradient scaler whose ``step`` is calling the optimizer in this thread; None without one."""
     frame = next(_calls(torch.amp.GradScaler.step, sys._getframe()), None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import random
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -55,8 +58,8 @@ class FixedBatch:
         self._seed = seed
         self._replica = Replica(model)
         self._replica.refresh()
-        with _seeded(self._replica.model, None, seed):
-            self.sites: tuple[Site, ...] = sites(self._replica.model, probe)
+        with _apart(self._replica.model, None, seed):
+            self.sites: tuple[Site, ...] = sites(self._replica.model, probe.detached())
         self._plan = Plan.of(self._replica.model, self.sites)
         self._known = {(site.path, site.call): (input_of(site), site, site.at("gradient")) for site in self.sites}
 
@@ -83,9 +86,9 @@ class FixedBatch:
         for replica in (self._replica, self._criterion):
             if replica is not None:
                 replica.refresh()
-        with _seeded(self._replica.model, False, self._seed):
+        with _apart(self._replica.model, False, self._seed):
             self._show_root(view, "probe_eval", self._observed(view, "probe_eval", None))
-        with _seeded(self._replica.model, None, self._seed):
+        with _apart(self._replica.model, None, self._seed):
             pending = _Pending(self, view, scale)
             output = self._observed(view, "probe", pending)
             self._show_root(view, "probe", output)
@@ -121,9 +124,9 @@ class FixedBatch:
                 if pending is not None:
                     pending.expect(known[2], tensor)
 
+        model, batch = self._replica.model, self.probe.detached()  # an in-place function may overwrite its input
         training = None if mode == "probe" else False
-        model = self._replica.model
-        return observe(model, after, self.probe, before=before, training=training, grad=pending is not None)
+        return observe(model, after, batch, before=before, training=training, grad=pending is not None)
 
     def _show_root(self, view: View, mode: Mode, output: Any) -> None:
         site = root_of(self._replica.model, self.sites)
@@ -200,10 +203,23 @@ def loss_of(output: Any) -> Tensor | None:
 
 
 @contextmanager
-def _seeded(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]:
-    """`isolated`, with every random state set to `seed` inside."""
-    with saving_privately(), isolated(model, training=training):
+def _apart(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]:
+    """`isolated`, with every random state set to `seed` inside, and nothing printed twice."""
+    with redirect_stdout(_Muted(sys.stdout)), saving_privately(), isolated(model, training=training):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         yield
+
+
+class _Muted(io.TextIOBase):
+    """Standard output without what this thread writes: what the model prints, it prints on the training batch."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._thread = out, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._out.write(text)
+
+    def flush(self) -> None:
+        self._out.flush()

@@ -56,7 +56,8 @@ def watch(
 
     At a sampled step t the inputs, outputs and output gradients of every norm, producer and activation, the parameters
     θ_t, their gradients and their updates are summarized ("live"); and the fixed batch goes through a replica with the
-    same θ_t, in training mode ("probe") and in evaluation mode ("probe_eval").
+    same θ_t, in training mode ("probe") and in evaluation mode ("probe_eval"). What ``forward`` does besides computing
+    (writing files, changing globals) it does on the fixed batch too; what it prints is printed once.
 
     Args:
         model: what is trained; `torch.compile` and data-parallel wrappers are passed through.

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from normscope.anatomy.batch import first_tensor
 from normscope.terms.site import Site
-from normscope.watch.callers import loss_in_backward
+from normscope.watch.callers import is_inner_gradient, loss_in_backward
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward, out_of_sight
 from normscope.watch.plan import Plan, input_of, root_of
@@ -123,6 +123,8 @@ class Taps:
         tensor.register_hook(arrive)
 
     def _arrive(self, site: Site, gradient: Tensor, root: bool) -> None:
+        if is_inner_gradient(self._thread):
+            return
         if not self.reached:
             self.reached = True
             self.loss = loss_in_backward(self._thread)
