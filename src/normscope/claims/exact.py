@@ -28,7 +28,7 @@ def generator(case: Case) -> torch.Generator:
 
 def residual(got: Tensor | float, wanted: Tensor | float) -> float:
     """The largest difference, relative to the largest wanted value where that is above one."""
-    one, other = (torch.as_tensor(value, dtype=torch.float64) for value in (got, wanted))
+    one, other = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (got, wanted))
     return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
 
 

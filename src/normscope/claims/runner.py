@@ -83,7 +83,7 @@ def run(
         progress: told after each run.
     """
     bench = bench or Bench()
-    waiting = [job for claim in claims for job in jobs(claim, size, bench) if not job.file(cache).is_file()]
+    waiting = [job for claim in claims for job in jobs(claim, size, bench) if _kept(job.file(cache)) is None]
     for job, ran in _execute(waiting, workers):
         failure = ran.get("failure")
         if failure is None:
@@ -169,10 +169,8 @@ def _numbers(values: Any) -> Any:
 def _text(module: str) -> list[str]:
     """The text of a claim's file and of the shared files that it uses."""
     own = importlib.import_module(module)
-    source = _read(own.__file__)
-    shared = (importlib.import_module(f"normscope.claims.{name}") for name in _SHARED)
-    used = own.CLAIM.kind not in ("exact",)
-    return [source, *(_read(one.__file__) for one in shared if used)]
+    names = () if own.CLAIM.kind == "exact" else _SHARED
+    return [_read(one.__file__) for one in (own, *(importlib.import_module(f"{__package__}.{name}") for name in names))]
 
 
 def _read(file: str | None) -> str:
