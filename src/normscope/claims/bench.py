@@ -42,10 +42,12 @@ class Curve(Datum):
         """The last accuracy; of a training that broke off, that of guessing."""
         return 0.1 if self.diverged else self.accuracy[-1]
 
-    def epochs_to(self, accuracy: float) -> int:
-        """The first epoch after which the accuracy is reached; one more than there were where it never is."""
-        reached = (epoch for epoch, value in enumerate(self.accuracy) if value >= accuracy)
-        return next(reached, len(self.accuracy))
+    def epochs_to(self, accuracy: float) -> float:
+        """After how many epochs the accuracy is reached, interpolated; one more than there were where it never is."""
+        for epoch, (before, after) in enumerate(zip(self.accuracy, self.accuracy[1:])):
+            if after >= accuracy:
+                return epoch + max(0.0, (accuracy - before) / (after - before)) if before < accuracy else float(epoch)
+        return float(len(self.accuracy))
 
 
 @dataclass(frozen=True, repr=False)

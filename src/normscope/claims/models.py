@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -123,10 +124,13 @@ class Recurrent(nn.Module):
         return self.out(self.layer(x)[0][:, -1])
 
 
-def depth_gradients(model: nn.Module, loss: Tensor) -> Tensor:
-    """The norm of the gradient at each weight matrix, first layer first, after ``loss.backward()``."""
-    loss.backward()
-    gradients = [
-        parameter.grad for parameter in model.parameters() if parameter.ndim > 1 and parameter.grad is not None
-    ]
-    return torch.stack([gradient.norm() for gradient in gradients])
+@torch.no_grad()
+def pre_activations(model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What each activation function of a plain network is given, in training mode, buffers untouched."""
+    copied = copy.deepcopy(model).train()
+    given = []
+    for layer in copied:
+        if isinstance(layer, tuple(_FUNCTIONS.values())[:-1]):
+            given.append(x)
+        x = layer(x)
+    return given
