@@ -1,10 +1,13 @@
 """The numbers behind the rules, against cases that can be worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from normscope.diagnose import remedies
 from normscope.diagnose.case import Case, moved, spread
 from normscope.diagnose.layers import Layers, collapsed, starved, starved_layers
 from normscope.diagnose.track import PERSISTENCE, Track
@@ -40,6 +43,7 @@ def test_an_ailment_must_last_to_the_end(values, since):
     assert track(*(-np.asarray(values, dtype=float))).since(below=-0.5) == since
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 1))
 def test_since_is_the_start_of_an_unbroken_stretch_to_the_end(values, threshold):
     whole = track(*values)
@@ -79,12 +83,14 @@ def test_the_steps_that_are_read_hold_the_first_and_the_last():
 # along depth ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(positive, min_size=2, max_size=12), positive)
 def test_starvation_does_not_depend_on_the_unit(values, unit):
     column = np.array(values)
     assert starved(column) == pytest.approx(starved(column * unit))
 
 
+@settings(deadline=None)
 @given(st.lists(positive, min_size=2, max_size=12))
 def test_a_network_whose_first_layer_is_the_best_fed_is_not_starved(values):
     assert starved(np.sort(np.array(values))[::-1]) >= 1
@@ -190,6 +196,31 @@ def test_the_batch_and_the_places_are_read_off_the_record(case):
     assert case.feeder(case.hidden_activations[0]).path == "first"
     assert not case.follows_norm(case.hidden_activations[0])
     assert case.producers_before(case.hidden_activations) == ("first",)
+
+
+def test_a_small_batch_gets_weights_first_and_a_norm_of_each_sample_after(case):
+    told = [*remedies.cures(case, case.hidden_activations)]
+    assert [(one.treatment, one.sites, dict(one.arguments)) for one in told] == [
+        ("reinitialize", ("first",), {}),
+        ("insert_norm", ("tanh",), {"norm": "GroupNorm"}),  # by hand the channels stand on axis 1, as in maps
+    ]
+    assert not [*remedies.cures(case, case.hidden_activations, anew=False)][1:]
+
+
+def test_a_large_batch_gets_a_norm_over_it_first(case):
+    case.__dict__["batch_size"] = 16
+    told = [*remedies.cures(case, case.hidden_activations)]
+    assert [(one.treatment, dict(one.arguments)) for one in told] == [
+        ("insert_norm", {"norm": "BatchNorm"}),
+        ("reinitialize", {}),
+    ]
+
+
+def test_sigmoids_in_small_batches_are_beyond_a_norm_and_beyond_new_weights(case):
+    sigmoids = [replace(site, kind="Sigmoid") for site in case.hidden_activations]
+    (only,) = remedies.cures(case, sigmoids)
+    assert not only.treatment
+    assert "nn.Tanh()" in only.words
 
 
 def test_what_a_record_does_not_hold_is_an_empty_track(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from os import PathLike
@@ -128,7 +129,8 @@ def explain(name: str) -> str:
     if asked.thresholds:
         lines += ["", "THRESHOLDS"]
         for name, one in asked.thresholds.items():
-            lines += [f"  {name} = {one.value:g} {one.unit}".rstrip(), f"    {one.source}"]
+            lines += [f"  {name} = {one.value:.3g} {one.unit}".rstrip()]
+            lines += textwrap.wrap(one.source, 116, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ common to all samples, and only a norm over the batch takes that away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from normscope.diagnose.case import Case
 from normscope.terms.activations import activation_named
@@ -20,6 +20,36 @@ ENOUGH_FOR_BATCH = 16
 """Samples from which batch statistics serve (Wu & He 2018, table 2: as good at 16 images a worker as at 32)."""
 
 _POSITIVE = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+_RECTIFYING = frozenset(
+    ["relu", "relu6", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "elu", "celu", "mish", "hardswish"]
+)
+# (enough samples for a batch, feature maps) → the norm, and what one types for it
+_NORM = {
+    (True, False): ("BatchNorm", "nn.BatchNorm1d(features)"),
+    (True, True): ("BatchNorm", "nn.BatchNorm2d(channels)"),
+    (False, False): ("LayerNorm", "nn.LayerNorm(features)"),
+    (False, True): ("GroupNorm", "nn.GroupNorm(32, channels)"),
+}
+
+
+def cures(case: Case, activations: Sequence[Site], *, anew: bool = True) -> Iterator[Prescription]:
+    """How to get signal and gradient through these activations, best first.
+
+    A norm over the batch where the batch allows it, else weights at the right gain before a norm of each sample.
+
+    Args:
+        case: the run.
+        activations: what stands where it hurts, in execution order.
+        anew: whether drawing the weights anew can help: not where training spoiled them.
+    """
+    norm = normalize(case, activations)
+    weights = reinitialize(case, activations) if anew else None
+    over_batch = norm is not None and norm.arguments["norm"] == "BatchNorm"
+    yield from (cure for cure in ((norm, weights) if over_batch else (weights, norm)) if cure is not None)
+    if any(_function(site) in _POSITIVE for site in activations):
+        yield advice(
+            "use `nn.Tanh()` or `nn.ReLU()` in hidden layers", "a sigmoid adds a constant and has slope 1/4 at most"
+        )
 
 
 def normalize(case: Case, activations: Sequence[Site]) -> Prescription | None:
@@ -29,34 +59,30 @@ def normalize(case: Case, activations: Sequence[Site]) -> Prescription | None:
     """
     bare = [site for site in activations if not case.follows_norm(site)]
     sites = tuple(dict.fromkeys(site.path for site in bare))
-    if not sites:
-        return None
     enough = case.batch_size is None or case.batch_size >= ENOUGH_FOR_BATCH
-    if not enough and any(_function(site) in _POSITIVE for site in bare):
+    if not sites or (not enough and any(_function(site) in _POSITIVE for site in bare)):
         return None
-    maps = any(site.channel_axis == 1 for site in bare)
-    norm = "BatchNorm" if enough else "GroupNorm" if maps else "LayerNorm"
-    typed = {"BatchNorm": "nn.BatchNorm2d(channels)" if maps else "nn.BatchNorm1d(features)"}
-    typed |= {"GroupNorm": "nn.GroupNorm(32, channels)", "LayerNorm": "nn.LayerNorm(features)"}
+    norm, typed = _NORM[enough, any(site.channel_axis == 1 for site in bare)]
     return Prescription(
         "insert_norm",
         sites,
         {"norm": norm},
-        words=f"put `{typed[norm]}` before each of the activations ({few(sites)})",
+        words=f"put `{typed}` before each of the activations ({few(sites)})",
         reason="its output has mean 0 and deviation 1 whatever the weights are, where the function has its slope",
     )
 
 
-def reinitialize(case: Case, layers: Iterable[str], functions: Iterable[Site]) -> Prescription:
-    """Draw the weights of these layers anew, at the gain of the functions behind them."""
-    names = {_function(site) for site in functions}
-    rectified = bool(names & {"relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "mish"})
-    typed = "nn.init.kaiming_normal_(weight)" if rectified else "nn.init.xavier_normal_(weight, gain=5 / 3)"
-    sites = tuple(dict.fromkeys(layers))
+def reinitialize(case: Case, activations: Sequence[Site]) -> Prescription | None:
+    """Draw the weights of the layers before these activations anew, at the functions' gain; None before sigmoids."""
+    sites = case.producers_before(activations)
+    names = {_function(site) for site in activations}
+    if not sites or names <= _POSITIVE:
+        return None
+    typed = "kaiming_normal_(weight)" if names & _RECTIFYING else "xavier_normal_(weight, gain=5 / 3)"
     return Prescription(
         "reinitialize",
         sites,
-        words=f"draw the weights with `{typed}` and set biases to zero ({few(sites)})",
+        words=f"draw the weights with `nn.init.{typed}` and set biases to zero ({few(sites)})",
         reason="at this scale a layer hands on as much variance as it gets, forward and backward",
     )
 

@@ -38,6 +38,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
+from normscope.terms.activations import activation_named
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 from normscope.terms.site import Site
 
@@ -101,14 +102,11 @@ def _severity(case: Case, share: float) -> Severity:
 
 
 def _prescriptions(case: Case, dead: list[Site], start: bool) -> Iterator[Prescription]:
-    in_order = sorted(dead, key=lambda site: site.depth)
-    norm = remedies.normalize(case, in_order)
-    if norm is not None:
-        yield norm
-    yield remedies.reinitialize(case, case.producers_before(in_order), in_order)
+    yield from remedies.cures(case, sorted(dead, key=lambda site: site.depth))
     if not start:
         yield remedies.advice("divide the learning rate by 10 before starting again", "a step too large killed them")
-    yield remedies.advice("use `nn.LeakyReLU()` or `nn.GELU()`", "they keep a slope where ReLU has none")
+    if any(function.silent_below is not None for site in dead if (function := activation_named(site.kind))):
+        yield remedies.advice("use `nn.LeakyReLU()` or `nn.GELU()`", "they keep a slope where ReLU has none")
 
 
 def _relu_stack(bias: float = 0.0, depth: int = 3, width: int = 32) -> nn.Module:

@@ -75,13 +75,7 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _prescriptions(case: Case) -> Iterator[Prescription]:
-    functions = case.hidden_activations
-    norm = remedies.normalize(case, functions)
-    if norm is not None:
-        yield norm
-    layers = case.producers_before(functions)
-    if layers:
-        yield remedies.reinitialize(case, layers, functions)
+    yield from remedies.cures(case, case.hidden_activations)
     yield remedies.advice("clip gradients with `nn.utils.clip_grad_norm_(parameters, 1.0)`")
 
 

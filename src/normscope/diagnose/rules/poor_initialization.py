@@ -42,7 +42,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.layers import collapsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
-from normscope.terms.finding import Evidence, Finding, Prescription, Severity
+from normscope.terms.finding import Evidence, Finding, Severity
 
 ALIKE = Threshold(
     float(np.exp(-6)),
@@ -112,19 +112,13 @@ def _exploding(case: Case) -> Iterator[Finding]:
 def _finding(case: Case, layers: tuple[str, ...], message: str, evidence: Evidence) -> Finding:
     severity: Severity = "warning" if case.learns else "error"
     return RULE.finding(
-        layers, message, evidence, severity=severity, since_step=evidence.steps[0], prescriptions=list(_cures(case))
+        layers,
+        message,
+        evidence,
+        severity=severity,
+        since_step=evidence.steps[0],
+        prescriptions=list(remedies.cures(case, case.hidden_activations)),
     )
-
-
-def _cures(case: Case) -> Iterator[Prescription]:
-    """A norm over the batch cures any start; without one, weights at the right gain come first."""
-    functions = case.hidden_activations
-    norm = remedies.normalize(case, functions)
-    layers = case.producers_before(functions)
-    weights = remedies.reinitialize(case, layers, functions) if layers else None
-    over_batch = norm is not None and norm.arguments["norm"] == "BatchNorm"
-    order = (norm, weights) if over_batch else (weights, norm)
-    yield from (cure for cure in order if cure is not None)
 
 
 def _stack(function: type[nn.Module], depth: int, scale: float = 1.0, width: int = 32) -> nn.Module:

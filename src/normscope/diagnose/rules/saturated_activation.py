@@ -99,16 +99,9 @@ def _severity(case: Case) -> Severity:
 
 
 def _prescriptions(case: Case, flat: list[Site], start: bool) -> Iterator[Prescription]:
-    in_order = sorted(flat, key=lambda site: site.depth)
-    norm = remedies.normalize(case, in_order)
-    if norm is not None:
-        yield norm
-    if start:
-        yield remedies.reinitialize(case, case.producers_before(in_order), in_order)
-    else:
+    yield from remedies.cures(case, sorted(flat, key=lambda site: site.depth), anew=start)
+    if not start:
         yield remedies.advice("divide the learning rate by 3 to 10", "training drove the units there, step by step")
-    if any(_name(site) in ("sigmoid", "hardsigmoid") for site in flat):
-        yield remedies.advice("use `nn.Tanh()` or `nn.ReLU()` in hidden layers", "a sigmoid's slope is at most 1/4")
 
 
 def _name(site: Site) -> str:

@@ -49,12 +49,15 @@ APART = Threshold(
     "deviations",
 )
 SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch normalization loses accuracy", "samples")
+WARM = Threshold(
+    30, "three times 1/momentum updates at torch's 0.1: before, running averages are still their start", "steps"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with the norms at which the gap opens."""
     small = case.batch_size is not None and case.batch_size < SMALL.value
-    gap = _widest(case) if small else case.output_gap
+    gap = (_widest(case) if small else case.output_gap).after(int(WARM.value))
     late = gap.late()
     if not case.normalizes_over_batch or len(late) < 2 or not float(np.median(late.values)) > APART.value:
         return
@@ -132,7 +135,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"apart": APART, "small": SMALL},
+    thresholds={"apart": APART, "small": SMALL, "warm": WARM},
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -106,12 +106,7 @@ def _compensated(case: Case, layers: list[str]) -> bool:
 
 
 def _prescriptions(case: Case) -> Iterator[Prescription]:
-    norm = remedies.normalize(case, case.hidden_activations)
-    if norm is not None:
-        yield norm
-    layers = case.producers_before(case.hidden_activations)
-    if layers:
-        yield remedies.reinitialize(case, layers, case.hidden_activations)
+    yield from remedies.cures(case, case.hidden_activations)
     yield remedies.advice("add skip connections around groups of layers", "a sum hands the gradient on undiminished")
 
 
