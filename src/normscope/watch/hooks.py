@@ -43,11 +43,11 @@ class RootHook(Hook):
     """
 
     def __init__(self, act: Callable[..., None]) -> None:
-        super().__init__(_dynamo().disable(act))
+        super().__init__(_dynamo().disable(lambda *told: out_of_sight(act, *told)))
 
     def __call__(self, *told: Any) -> None:
         if not torch.compiler.is_compiling():
-            out_of_sight(self._act, callable(_compiler()), *told)
+            self._act(callable(_compiler()), *told)
 
 
 def before_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
