@@ -7,9 +7,15 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from normscope.record.reader import Record
+from normscope.record.writer import Writer
 from normscope.report import page as report
 from normscope.report.parts import Choice, HeatMap, Paragraph, Part
+from normscope.stats.summary import Summary
+from normscope.terms.finding import Diagnosis
+from normscope.terms.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("background-networking", "quic", "component-update", "sync", "gpu")
@@ -160,6 +166,21 @@ def test_a_phone_shows_all_of_it(opened, pages, lang):
     )
     assert outside == []
     assert min(view.page.eval_on_selector_all("select", "all => all.map(one => one.offsetHeight)")) >= 36
+
+
+def test_long_names_leave_a_phone_room_for_the_chart(opened, tmp_path):
+    with Writer(tmp_path / "run") as writer:
+        for depth in range(3):
+            site = Site(f"encoder.layers.{depth}.attention.projection", "gradient", role="producer", depth=depth)
+            writer.summary(site, 0, "live", Summary.of(torch.full((4,), 10.0**depth)))
+    page = report.write(Record(tmp_path / "run"), Diagnosis(), tmp_path / "page.html")
+    for width, shown in ((360, "….projection"), (1280, "…yers.0.attention.projection")):
+        view = opened(page, width=width)
+        assert shown in view.page.text_content("#gradient svg")
+        plot, marks = (
+            view.page.query_selector(one).bounding_box() for one in ("#gradient .plot", "#gradient svg .background")
+        )
+        assert marks["width"] > 0.6 * plot["width"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

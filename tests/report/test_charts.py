@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import vl_convert
@@ -72,6 +73,12 @@ def test_cells_end_where_the_next_begin():
     params = {param["name"]: param["value"] for param in charts.spec(HEAT_MAP)["params"]}
     assert params["steps"] == (0, 1, 5) and params["ends"] == (1, 5, 9)
     assert charts.spec(HEAT_MAP)["datasets"]["rows"][0] == {"place": "a", "value": (1.0, 2.0, None)}
+
+
+def test_a_cell_without_a_value_is_left_blank():
+    drawn = vl_convert.vegalite_to_svg(json.dumps({**charts.spec(HEAT_MAP), "width": 300}))
+    cells = re.search(r'<g class="mark-rect role-mark.*?</g>', drawn, re.S)
+    assert cells and cells[0].count("<path") == 5
 
 
 def test_a_distribution_over_decades_has_ticks_at_powers_of_ten():

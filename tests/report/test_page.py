@@ -284,7 +284,10 @@ def test_a_record_that_is_still_written_is_told(tmp_path):
         no_probe(writer)
         assert writer.flush()
         tree = page.tree(Record(tmp_path / "run"), Diagnosis())
-        assert tree.run.endswith("The record was not closed: the run goes on, or it broke off.")
+        assert tree.run == (
+            "Watched so far up to step 3: 4 sampled steps, 1 layer. "
+            "The record was not closed: the run goes on, or it broke off."
+        )
 
 
 def test_a_finding_without_a_number_a_site_or_a_known_quantity_makes_a_card(written):

@@ -146,7 +146,6 @@ def _heat_map(x: Axis, color: Axis) -> Spec:
         alt.Chart(alt.NamedData("rows"))
         .transform_calculate(step="steps", until="ends")
         .transform_flatten(["value", "step", "until"])
-        .transform_filter("isValid(datum.value)")
         .mark_rect(style="flat", aria=False)
         .encode(
             x=_steps("step:Q", x, padding=0),

@@ -29,7 +29,7 @@ def sentence(run: Snapshot, words: Words) -> str:
         told = words("run.no_steps")
     else:
         told = words(
-            "run.sentence",
+            "run.sentence" if record.seconds else "run.so_far",
             last=count(int(steps[-1])),
             time=duration(record.seconds, words),
             sampled=count(len(steps)),
