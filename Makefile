@@ -24,8 +24,8 @@ floors: $(READY)
 	$(BIN)/lint-imports
 
 tests: $(READY)           ## the last line is pytest's own: N passed
-	$(BIN)/pytest -n 2 --dist worksteal tests
-	$(BIN)/pytest --doctest-modules src/normscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src/normscope
 
 bench: $(READY)           ## forward and backward of every norm beside torch.nn; writes benchmarks/results
 	$(BIN)/python benchmarks/norms.py

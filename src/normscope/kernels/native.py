@@ -63,6 +63,20 @@ def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | No
     return (y if first is x else y.movedim(1, -1)), seen
 
 
+def averages(spec: NormSpec) -> bool:
+    """Whether one call of ATen normalizes by the batch and blends its statistics into running ones, as `spec` asks."""
+    usual = spec.train_from == "batch" and spec.infer_from == "running" and spec.unbiased and spec.accumulate == 1
+    return usual and spec.over == _BATCH and spec.layout == "channels_first" and refuses(spec) is None
+
+
+def averaged(
+    x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The formula with the statistics of the batch, which are blended into `mean` and `var`, (C,) each, in place."""
+    momentum = 0.1 if spec.momentum is None else spec.momentum
+    return F.batch_norm(x, mean, var, weight, bias, True, momentum, spec.eps or 0.0)
+
+
 def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The formula with one given mean and variance a channel, each (C,)."""
     if spec.layout == "channels_last" and x.ndim > 2:

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from normscope.kernels import native
 from normscope.kernels.reference import Statistics, measure
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call
 from normscope.terms.spec import NormSpec
+
+_HOST_DTYPES = (torch.float32, torch.float64)
 
 
 class Running(Given):
@@ -47,6 +50,24 @@ class Running(Given):
             self.learn(call.state, call.spec, measure(call.x, call.spec, call.mask))
             held = {name: snapshot(call.state[name]) for name in ("running_mean", "running_var")}
         return self.normalize(call._replace(state=held)), ()
+
+    def at_once(self, call: Call) -> Tensor | None:
+        """What torch's layer does, bit for bit, on the host, which can undo what a non-finite batch has taught."""
+        x, spec, weight, bias, state, mask, _ = call
+        if mask is not None or not _on_host(x) or not native.averages(spec) or not x.numel():
+            return None
+        assert state is not None
+        mean, var = state["running_mean"], state["running_var"]
+        if mean.dtype not in _HOST_DTYPES:
+            return None
+        before = mean.clone(), var.clone()
+        y = native.averaged(x, spec, mean, var, weight, bias)
+        if math.isfinite(torch.dot(mean, var).item()):
+            state["num_batches_tracked"].add_(1)
+            return y
+        mean.copy_(before[0])
+        var.copy_(before[1])
+        return None
 
     def repeat(self, call: Call) -> Tensor:
         """Normalize by the average, which the first run has taught."""

@@ -48,6 +48,10 @@ class Source:
         """The output once more, for activation checkpointing: the same operations, and nothing learned."""
         return self.measure(call)[0]
 
+    def at_once(self, call: Call) -> Tensor | None:
+        """As a source for inference: the output in training, the batch learned from, where one kernel does both."""
+        return None
+
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Update `state` in place with what was measured of one batch."""
 
