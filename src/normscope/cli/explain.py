@@ -14,12 +14,15 @@ def command(
 
     Example: normscope explain NS201
     """
-    from normscope.diagnose.engine import explain
-    from normscope.terms.catalog import CATALOG
+    from normscope.claims.registry import explain as claim
+    from normscope.diagnose.engine import explain as rule
+    from normscope.norms.pages import page as norm
+    from normscope.terms.catalog import ENTRIES
 
     if name[:1].isdigit():
-        from normscope.claims.registry import explain as explain_claim
-
-        typer.echo(explain_claim(name))
-        return
-    typer.echo(f"{name}\n\n{CATALOG[name]!r}" if name in CATALOG else explain(name))
+        told = claim(name)
+    elif name.lower() in {entry.name.lower() for entry in ENTRIES}:
+        told = norm(name)
+    else:
+        told = rule(name)
+    typer.echo(told.rstrip("\n"))

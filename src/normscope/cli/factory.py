@@ -7,7 +7,7 @@ import sys
 
 from torch import nn
 
-from normscope.terms.errors import UnknownNameError
+from normscope.terms.errors import ModelError, UnknownNameError
 
 
 def build(name: str) -> nn.Module:
@@ -15,6 +15,7 @@ def build(name: str) -> nn.Module:
 
     Raises:
         UnknownNameError: there is no such module or name, or it gives no model.
+        ModelError: the function raised.
     """
     module_name, colon, attribute = name.partition(":")
     sys.path.insert(0, "")
@@ -30,10 +31,25 @@ def build(name: str) -> nn.Module:
         if not hasattr(found, part):
             raise _unknown(name, f"{module_name!r} has no {attribute!r}")
         found = getattr(found, part)
-    model = found if isinstance(found, nn.Module) else found() if callable(found) else found
+    model = _made(name, found)
     if not isinstance(model, nn.Module):
         raise _unknown(name, f"{attribute!r} gives a {type(model).__name__}")
     return model
+
+
+def _made(name: str, found: object) -> object:
+    """What `found` gives when it is called, where it is no model itself."""
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ModelError(
+            f"A model was to be built by `{name}`, which raised.",
+            found=f"{type(error).__name__}: {error}",
+            because="it is called without arguments, and has to give a torch.nn.Module",
+            do=f"see that `{name.rpartition(':')[2]}()` works in Python, or wrap it in a function without arguments",
+        ) from error
 
 
 def _unknown(name: str, found: str) -> UnknownNameError:

@@ -1,4 +1,4 @@
-"""``normscope norms``: every normalization of the catalog, one line each."""
+"""``normscope norms``: every normalization, one line each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from normscope.terms.catalog import CATALOG
+from normscope.terms.catalog import ENTRIES
+from normscope.terms.spec import NormSpec
 
 
 def command(
@@ -18,8 +19,14 @@ def command(
     Example: normscope norms
     """
     if as_json:
-        typer.echo(json.dumps({name: spec.to_dict() for name, spec in CATALOG.items()}, indent=2))
+        typer.echo(json.dumps([entry.to_dict() for entry in ENTRIES], indent=2, ensure_ascii=False))
         return
-    for name, spec in CATALOG.items():
-        over = "".join(axis for axis in "NCS" if axis in spec.over) or "–"
-        typer.echo(f"{name:<24} over {over:<4} training: {spec.train_from:<13} inference: {spec.infer_from}")
+    for entry in ENTRIES:
+        typer.echo(f"{entry.name:<24} {_told(entry.spec)}")
+
+
+def _told(spec: NormSpec | None) -> str:
+    if spec is None:
+        return "a formula of its own"
+    over = "".join(axis for axis in "NCS" if axis in spec.over) or "–"
+    return f"over {over:<4} training: {spec.train_from:<13} inference: {spec.infer_from}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -26,5 +27,22 @@ def command(
     path = path or Path("runs") / Path(script).stem
     code = run(script, args or [], path, budget=budget, every=every if every is not None else "auto")
     if not quiet:
-        typer.echo(f"normscope: the record is in {path}; next: normscope diagnose {path}", err=True)
+        typer.echo(f"normscope: {_outcome(path)}", err=True)
     sys.exit(code)
+
+
+def _outcome(path: Path) -> str:
+    """Where the record is, and what to do with it; or why there is none."""
+    from normscope.record.reader import Record
+    from normscope.terms.errors import RecordError
+
+    try:
+        record = Record(path)
+        if parts := record.parts if not len(record.steps) else ():
+            told = "; ".join(f"normscope diagnose {quote(str(part))}" for part in parts)
+            return f"each model has a record in a folder of {path}; next: {told}"
+        if not len(record.steps):
+            return " ".join(["the record has no step:", *(event.text for event in record.events)])
+    except RecordError as error:
+        return f"there is no record that can be read in {path}: {error.found}"
+    return f"the record is in {path}; next: normscope diagnose {quote(str(path))}"
