@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from normscope.anatomy.batch import Probe
+from normscope.anatomy.batch import Probe, tensors
 from normscope.anatomy.walk import sites
 from normscope.stats.batch import summarize
 from normscope.stats.summary import Summary
+from normscope.stats.values import exact
 from normscope.terms.errors import NormscopeError
 from normscope.terms.site import Site
 from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
@@ -21,7 +22,7 @@ from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
-from normscope.watch.sample import Row
+from normscope.watch.sample import Row, readable
 from normscope.watch.schedule import Due
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update, unscaled
@@ -32,6 +33,7 @@ class Observer:
 
     Attributes:
         step: the step that is being observed, or None between sampled steps.
+        stepping: whether the optimizer is in its step, with a closure that runs the passes.
     """
 
     def __init__(
@@ -57,12 +59,13 @@ class Observer:
         self._live = live
         self._scale = 1.0
         self.step: int | None = None
+        self.stepping = False
 
     def begin(self, step: int, due: Due, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
         self.step = step
         if self._probe is None and (args or kwargs):
-            self._probe = Probe(args, kwargs).detached()
+            self._keep_probe(step, Probe(args, kwargs))
         self._guard("plan", self._prepare, step=step)
         if due.probe and self._fixed is not None:
             self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
@@ -80,16 +83,19 @@ class Observer:
         if taps is None or self.step is None:
             return
         if taps.reached:
-            if update is None or not update.cleared:
-                return  # a later micro-batch of an accumulated gradient
-            self._journal.skipped(self.step, "the gradients were thrown away and the step was begun again")
+            if self.stepping or update is None or not update.cleared:
+                return  # an optimizer's closure, or a later micro-batch of an accumulated gradient
+            if taps.overflowed:
+                self._journal.skipped(self.step, "a gradient overflowed, was thrown away, and the step was begun again")
+            else:
+                self._journal.say("Gradients were cleared without an update; the last forward pass is taken.")
         taps.begin(given)
 
     def forward_ends(self, output: Any) -> None:
         """That forward pass is over."""
         if self._taps is not None and self._taps.running:
             self._taps.end(output)
-            self._taps.loss = loss_of(output)
+            self._taps.loss = loss_of(output)  # until the backward pass tells more
 
     def before_update(self, optimizer: Optimizer | None) -> None:
         """The optimizer is about to step."""
@@ -110,6 +116,14 @@ class Observer:
         if self._taps is not None:
             self._taps.detach()
         self.step = self._taps = self._update = None
+
+    def _keep_probe(self, step: int, batch: Probe) -> None:
+        """Hold `batch` for the rest of the run, unless it could never show anything but what is wrong with itself."""
+        numbers = (exact(values) for values in map(readable, tensors(batch)) if values is not None)
+        if all(bool(values.isfinite().all()) for values in numbers):
+            self._probe = batch.detached()
+        else:
+            self._journal.say("A batch that is not finite is not held as the fixed batch; a later one is.", step=step)
 
     def _prepare(self) -> None:
         """Find out where to look, at the first sampled step and when the model has been rebuilt."""
@@ -156,7 +170,7 @@ class Observer:
 
     def _worth_holding(self, gradient: Tensor) -> bool:
         """Whether the fixed batch may need the gradient of the output, and it is no larger than the model itself."""
-        if self._loss_fn is not None or self._plan is None or self._fixed is None:
+        if self._plan is None or self._fixed is None or self._fixed.gradient not in ("none", "held"):
             return False
         parameters = (place.parameter for place in self._plan.places)
         return gradient.numel() <= sum(parameter.numel() for parameter in parameters if parameter is not None)
@@ -179,7 +193,11 @@ class Observer:
             self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
             return []
         found = _summaries([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward.values())])
-        if _overflowed(found) and own and not _overflowed(own):
+        if (
+            taps.overflowed
+            and own
+            and not any(site.what == "gradient" and summary.sketch.nonfinite for site, summary in own)
+        ):
             self._journal.skipped(
                 step, "an overflowed gradient was thrown away, and the update came from another batch"
             )
@@ -192,10 +210,6 @@ class Observer:
 def _summaries(rows: Sequence[Row]) -> list[tuple[Site, Summary]]:
     found = summarize([row.sample for row in rows], [row.size for row in rows])
     return [(row.site, summary) for row, summary in zip(rows, found)]
-
-
-def _overflowed(summaries: Sequence[tuple[Site, Summary]]) -> bool:
-    return any(site.what == "gradient" and summary.sketch.nonfinite for site, summary in summaries)
 
 
 def _in_half() -> bool:

@@ -252,8 +252,8 @@ class Watcher:
         return torch.is_grad_enabled() and (training or self._learns_in_evaluation_mode)
 
     def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> None:
-        closure = next((value for value in (*args[1:], *kwargs.values()) if value is not None), None)
-        to_come = closure is not None and self._observer.step is None  # it will run the passes inside the step
+        self._observer.stepping = any(value is not None for value in (*args[1:], *kwargs.values()))  # a closure
+        to_come = self._observer.stepping and self._observer.step is None
         if self._root_hooks and self._is_here() and not to_come:
             self._guard("observer", self._before_update, step=self._step)
 

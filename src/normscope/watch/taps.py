@@ -61,6 +61,11 @@ class Taps:
         self._generation += 1
         self.running = False
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether a gradient that was seen is not finite."""
+        return not all(bool(row.sample.isfinite().all()) for row in self.backward.values())
+
     def begin(self, given: Any = ()) -> None:
         """A forward pass begins on the arguments `given`. What was seen before is forgotten."""
         self._generation += 1
@@ -86,25 +91,30 @@ class Taps:
             self._follow(self._root.at("gradient"), main, root=True)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.running and self._calls[path] < len(self._sites[path]):
+        if self._is_observed(path, module) and self._calls[path] < len(self._sites[path]):
             self._keep(self._sites[path][self._calls[path]][0], first_tensor((args, kwargs)))
 
     def _leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls = self._calls if self.running else self._again
-        if not (self.running or in_backward()) or calls[path] >= len(self._sites[path]):
+        observed = self._is_observed(path, module)
+        calls = self._calls if observed else self._again
+        if not (observed or in_backward()) or calls[path] >= len(self._sites[path]):
             return
         _, site, gradient = self._sites[path][calls[path]]
         calls[path] += 1
         tensor = first_tensor(output)
         if tensor is None:
             return
-        if self.running:
+        if observed:
             self._keep(site, tensor)
             if not tensor.requires_grad:
                 self._without_gradient.add(site.key)
-        if self.running or site.key in self._without_gradient:
+        if observed or site.key in self._without_gradient:
             # Reentrant checkpointing runs a part without gradients first, and again, with them, when they are needed.
             self._follow(gradient, tensor)
+
+    def _is_observed(self, path: str, module: nn.Module) -> bool:
+        """Whether this call belongs to the observed pass: no copy of the module's, no other thread's."""
+        return self.running and module is self._plan.modules[path] and threading.get_ident() == self._thread
 
     def _keep(self, site: Site, tensor: Tensor | None) -> None:
         row = row_of(site, tensor)
@@ -120,14 +130,17 @@ class Taps:
             if generation == self._generation:
                 out_of_sight(self._guard, "taps", self._arrive, site, gradient, root)
 
-        tensor.register_hook(arrive)
+        handle = tensor.register_hook(arrive)
+        if tensor.is_leaf:  # it outlives the pass, and so would the hook
+            self._handles.append(handle)
 
     def _arrive(self, site: Site, gradient: Tensor, root: bool) -> None:
         if is_inner_gradient(self._thread):
             return
         if not self.reached:
             self.reached = True
-            self.loss = loss_in_backward(self._thread)
+            root_of_pass = loss_in_backward(self._thread)
+            self.loss = self.loss if root_of_pass is None else root_of_pass
         if site.key not in self.backward:
             row = row_of(site, gradient)
             if row is not None:
