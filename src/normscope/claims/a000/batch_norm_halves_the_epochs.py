@@ -20,11 +20,11 @@ from normscope.report.parts import Curves
 from normscope.terms.verdict import Effect
 
 TARGET = 0.7
-RATES = (0.003, 0.01, 0.03)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def cases(seeds: int, epochs: int) -> list[Case]:
-    """Two networks, with and without batch normalization, at three rates."""
+    """Two networks, with and without batch normalization, at five rates."""
     return [
         {"net": net, "norm": norm, "rate": rate, "epochs": epochs, "seed": seed}
         for net in ("dense, 8 layers", "convolutional, 4 layers")
@@ -69,7 +69,7 @@ def _best(rows: Outcomes) -> Outcomes:
 def draw(outcomes: Outcomes) -> Curves:
     """Accuracy over epochs at the middle rate."""
     return accuracy_by(
-        outcomes.where(rate=RATES[1]), "net", "norm", title=f"Accuracy at rate {RATES[1]:g}, mean of seeds."
+        outcomes.where(rate=RATES[2]), "net", "norm", title=f"Accuracy at rate {RATES[2]:g}, mean of seeds."
     )
 
 
