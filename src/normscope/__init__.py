@@ -52,6 +52,8 @@ _FACE: dict[str, str] = {
     "Verdict": "normscope.terms.verdict:Verdict",
     # look
     "report": "normscope.verbs:report",
+    # claims
+    "claims": "normscope.claims",
     "NormscopeError": "normscope.terms.errors:NormscopeError",
 }
 

@@ -1,5 +1,6 @@
 """The public names for editors and type checkers; a test holds them to the table in `__init__.py`."""
 
+from normscope import claims as claims
 from normscope import functional as functional
 from normscope import kernels as kernels
 from normscope import nn as nn
