@@ -120,7 +120,8 @@ def demo(
         data=images[:BATCH],
         progress=lambda arm, seed, step: progress("trial, both arms", next(counted, runs), runs),
     )
-    page = ns.report(out / "untreated", out / "report.html", diagnosis=replace(before, subject="Twenty tanh layers on handwritten digits"))
+    told = replace(before, subject="Twenty tanh layers on handwritten digits")
+    page = ns.report(out / "untreated", out / "report.html", diagnosis=told)
     return Demo(before, after, trial, page)
 
 

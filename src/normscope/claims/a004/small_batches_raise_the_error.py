@@ -1,4 +1,4 @@
-"""4.1: batch normalization's error rises as the batch shrinks from 32 to 2, by about ten points; one sample is too few.
+"""4.1: batch normalization loses about ten points from batch size 32 to 2, and one sample is too few.
 
 Each norm is trained at each batch size with the rate in proportion to it and an equal number of epochs; each is compared
 with itself at batch 32, so that what small batches do to SGD itself is seen in the other norms.
