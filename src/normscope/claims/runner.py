@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,12 @@ class Job(Datum):
     case: Case
     bench: Bench
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Equal for jobs that would give the same: size, case, data, and the text of what runs it."""
+        """Equal for jobs that would give the same: size, case, data, and the text of what runs it.
+
+        Read once, before the run: a text that changes meanwhile is not the one that ran.
+        """
         told = json.dumps([self.claim, self.size, self.case, self.bench.to_dict(), _text(self.module)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:20]
 

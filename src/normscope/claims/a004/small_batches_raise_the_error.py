@@ -1,7 +1,7 @@
-"""4.1: batch normalization loses about ten points from batch size 32 to 2, and one sample is too few.
+"""4.1: batch normalization loses about ten points from batch size 32 to 2; a batch of one is impossible.
 
-Each norm is trained at each batch size with the rate in proportion to it and an equal number of epochs; each is compared
-with itself at batch 32, so that what small batches do to SGD itself is seen in the other norms.
+Each norm is trained at each batch size with the rate in proportion to it and an equal number of epochs; each is
+compared with itself at batch 32, so that what small batches do to SGD itself is seen in the other norms.
 """
 
 from __future__ import annotations
