@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from normscope.diagnose.engine import lint
+from normscope.terms.errors import DataError, ModelError
 
 
 def sites(model, code, **known):
@@ -80,6 +81,13 @@ def test_the_features_of_a_linear_layer_are_its_last_axis():
     assert sites(flat, "NS101", example=torch.zeros(4, 6)) == {"0"}
     assert sites(flat, "NS101", example=torch.zeros(4, 6, 6)) == set()  # there the norm's channels are the second axis
     assert sites(nn.Sequential(nn.Linear(6, 6), nn.InstanceNorm1d(6)), "NS101", example=torch.zeros(4, 6, 6)) == set()
+
+
+def test_an_example_that_does_not_fit_is_an_error_and_no_fault():
+    with pytest.raises(DataError, match="no model can be called with"):
+        lint(nn.Sequential(conv()), example=())
+    with pytest.raises(ModelError, match="was run on a batch and raised"):
+        lint(nn.Sequential(conv()), example=torch.zeros(4, 5, 6, 6))
 
 
 def test_a_flow_that_cannot_be_read_is_no_finding():

@@ -201,7 +201,7 @@ class Case(Datum):
 
     def sampled(self, source: str) -> np.ndarray:
         """The steps that are read of a source, `SAMPLES` at most."""
-        return self._probed if source.startswith("probe") else spread(self.record.steps, SAMPLES)
+        return self._probed if source.startswith("probe") else self._live
 
     # along depth -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class Case(Datum):
     def variation(self) -> Layers:
         """The deviation of every producer's output between samples of the probe, over its root mean square.
 
-        Its square is one minus the correlation of two samples' activations (Schoenholz et al. 2017, section 3),
+        Its square is one minus the correlation of two samples' activations (Schoenholz et al. 2017),
         averaged over pairs.
         """
         rows: dict[str, Track] = {}
@@ -321,6 +321,11 @@ class Case(Datum):
             (step for step, _ in slopes),
             (slope.rms * values[step].rms * slope.size if step in values else np.nan for step, slope in slopes),
         )
+
+    @cached_property
+    def _live(self) -> np.ndarray:
+        """The sampled steps of the run, up to `SAMPLES` of them."""
+        return spread(self.record.steps, SAMPLES)
 
     @cached_property
     def _probed(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from normscope.diagnose.relations import causes_first, related
 from normscope.diagnose.rule import Rule
 from normscope.record.reader import Record
 from normscope.terms.errors import RecordError, UnknownNameError
-from normscope.terms.finding import Diagnosis, Fault, Severity
+from normscope.terms.finding import SEVERITIES, Diagnosis, Fault, Severity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,7 @@ Selectors = str | Iterable[str] | None
 
 
 def diagnose(
-    record: Record | str | PathLike[str],
+    record_or_path: Record | str | PathLike[str],
     *,
     model: nn.Module | None = None,
     select: Selectors = None,
@@ -40,7 +40,7 @@ def diagnose(
     """What is wrong with a run, from its record; also of a run in progress.
 
     Args:
-        record: a record, or the path of one.
+        record_or_path: a record, or the path of one.
         model: the model that was trained; with it the rules for a model at rest run too.
         select: only these rules: codes (``"NS201"``), prefixes of codes (``"NS2"``) or names.
         ignore: not these rules.
@@ -48,18 +48,14 @@ def diagnose(
 
     Raises:
         RecordError: the path is no record, or the record holds no step.
-        UnknownNameError: `select` or `ignore` fits no rule.
+        UnknownNameError: `select` or `ignore` fits no rule, or `fail_on` is no severity.
     """
     found, faults = _find()
     chosen = _choose(found, select, ignore)
-    record = record if isinstance(record, Record) else Record(record)
+    _check_severity(fail_on)
+    record = record_or_path if isinstance(record_or_path, Record) else Record(record_or_path)
     if not len(record.steps):
-        raise RecordError(
-            "A run was to be diagnosed that has no step in its record.",
-            found=f"0 sampled steps, {len(record.events)} events",
-            because="every rule compares what was measured while the network ran",
-            do="let the run make at least one optimizer step under watch",
-        )
+        raise _without_steps(record)
     case = Case(record)
     subjects: dict[str, Any] = {"record": case}
     if model is not None:
@@ -90,11 +86,16 @@ def lint(
         fail_on: the severity from which `Diagnosis.exit_code` is 1.
 
     Raises:
-        UnknownNameError: `select` or `ignore` fits no rule.
+        UnknownNameError: `select` or `ignore` fits no rule, or `fail_on` is no severity.
+        DataError: `example` is nothing that a model can be called with, or does not fit this one.
+        ModelError: the model raised on the example.
     """
     found, faults = _find()
     chosen = _choose(found, select, ignore)
+    _check_severity(fail_on)
     blueprint = Blueprint(model, example, optimizer, batch_size)
+    if example is not None:
+        _ = blueprint.flow  # run it before the rules, whose errors become faults
     return _examine({"model": blueprint}, chosen, found, faults, subject=type(model).__name__, fail_on=fail_on)
 
 
@@ -132,6 +133,29 @@ def explain(name: str) -> str:
             lines += [f"  {name} = {one.value:.3g} {one.unit}".rstrip()]
             lines += textwrap.wrap(one.source, 116, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def _check_severity(fail_on: str) -> None:
+    if fail_on not in SEVERITIES:
+        raise UnknownNameError(
+            f"A severity was asked for as {fail_on!r}.",
+            found="no severity has that name",
+            because="`fail_on` is the severity from which the exit code is 1",
+            do=f"choose one of {', '.join(SEVERITIES)}",
+        )
+
+
+def _without_steps(record: Record) -> RecordError:
+    told = [event.text for event in record.events if event.kind != "end"]
+    parts = [f"`{part}`" for part in record.parts]
+    return RecordError(
+        "A run was to be diagnosed that has no step in its record.",
+        found=f"0 sampled steps, {len(record.events)} events" + (f"; the last: {told[-1]}" if told else ""),
+        because="every rule compares what was measured while the network ran",
+        do=f"give the record of one model: {', '.join(parts)}"
+        if parts
+        else "let the run make at least one optimizer step under watch",
+    )
 
 
 def _examine(

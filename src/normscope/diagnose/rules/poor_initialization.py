@@ -26,7 +26,7 @@ When the samples of the fixed batch are nearly alike, as when the probe holds on
 ## References
 Glorot & Bengio 2010, section 4.2; He et al. 2015, *Delving deep into rectifiers*, section 2.2.
 Poole et al. 2016, *Exponential expressivity in deep neural networks through transient chaos*.
-Schoenholz et al. 2017, *Deep Information Propagation*, sections 3 and 4.
+Schoenholz et al. 2017, *Deep Information Propagation*.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ from normscope.terms.finding import Evidence, Finding, Severity
 
 ALIKE = Threshold(
     float(np.exp(-6)),
-    "six e-folds: networks train up to a depth of about six of the scales over which samples become alike (Schoenholz "
-    "et al. 2017, section 4)",
+    "six e-folds: networks train up to a depth of about six of the scales over which samples become alike (the "
+    "experiments of Schoenholz et al. 2017); of 65 healthy networks on digits the least at the start was 0.012, at the "
+    "end 0.64",
     "share",
 )
-EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
+EXPLODED = Threshold(
+    float(np.exp(6)), "the same six e-folds, upwards; of 65 healthy networks on digits the most was 16", "ratio"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -67,7 +70,7 @@ def _dying(case: Case) -> Iterator[Finding]:
         return
     column = variation.values[:, 0]
     layers = variation.paths[collapsed(column, ALIKE.value) :]
-    if len(layers) == len(variation):  # the samples are alike before any layer has made them so
+    if not 0 < len(layers) < len(variation):  # when it is all, the samples are alike before a layer has made them so
         return
     yield _finding(
         case,

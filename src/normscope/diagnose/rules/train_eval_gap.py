@@ -44,8 +44,8 @@ from normscope.terms.finding import Evidence, Finding, Prescription
 
 APART = Threshold(
     0.5,
-    "half a deviation carries a fifth of a normal channel's values across its mean (69% instead of 50%); none of 11 "
-    "healthy networks with batch normalization stayed above it in the last fifty of 200 steps",
+    "half a deviation carries a fifth of a normal channel's values across its mean (69% instead of 50%); of 19 healthy "
+    "networks with batch normalization one reached 0.51 in the second half of its run, the next 0.39, the median 0.16",
     "deviations",
 )
 SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch normalization loses accuracy", "samples")

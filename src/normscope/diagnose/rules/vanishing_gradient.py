@@ -23,7 +23,7 @@ When the first layers are pretrained and meant to stay.
 
 ## References
 Hochreiter 1991; Bengio, Simard & Frasconi 1994, *Learning long-term dependencies with gradient descent is difficult*.
-Glorot & Bengio 2010, section 4. Schoenholz et al. 2017, *Deep Information Propagation*, sections 3 and 4.
+Glorot & Bengio 2010, section 4. Schoenholz et al. 2017, *Deep Information Propagation*.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 STARVED = Threshold(
     float(np.exp(-6)),
-    "six e-folds: networks train up to a depth of about six of the scales over which a signal dies (Schoenholz et al. "
-    "2017, section 4)",
+    "six e-folds: networks train up to a depth of about six of the scales over which a signal dies (the experiments of "
+    "Schoenholz et al. 2017); of 65 healthy networks on digits the least was 0.17, the median above 1",
     "ratio",
 )
 COMPENSATED = Threshold(
