@@ -118,6 +118,24 @@ def test_closing_on_a_full_disk_leaves_a_record_that_opens(small_disk, summary, 
     assert list(record.steps) == list(range(10)) and integrity(disk / "run") == "ok"
 
 
+def test_closing_with_room_for_little_keeps_what_happened_and_says_what_is_missing(small_disk, summary, recwarn):
+    disk, _ = small_disk
+    writer = Writer(disk / "run", flush_every=1e6)
+    fill(writer, summary(), range(10))
+    assert writer.flush()
+    (disk / "ballast").write_bytes(bytes((os.statvfs(disk).f_bavail - 16) * os.statvfs(disk).f_frsize))
+    fill(writer, summary(), range(10, 2000))
+    writer.event("crash", "the script raised", step=1999)
+    writer.close()
+    assert "was closed without its last 3980 entries" in str(recwarn.list[-1].message)
+    record = Record(disk / "run")
+    assert list(record.steps) == list(range(10)) and not record.complete
+    crash, fault, dropped = sorted(record.events, key=lambda event: event.kind != "crash")
+    assert (crash.kind, fault.kind, dropped.kind) == ("crash", "fault", "dropped")
+    assert (dropped.data["summary"], dropped.data["scalar"]) == (1990, 1990)
+    assert (dropped.data["first_step"], dropped.data["last_step"]) == (10, 1999)
+
+
 LIMITED = """
 import resource, sys, warnings
 import numpy as np

@@ -42,7 +42,7 @@ def _outcome(path: Path) -> str:
             told = "; ".join(f"normscope diagnose {quote(str(part))}" for part in parts)
             return f"each model has a record in a folder of {path}; next: {told}"
         if not len(record.steps):
-            return " ".join(["the record has no step:", *(event.text for event in record.events)])
+            return "the record has no step: " + "; ".join(event.text for event in record.events)
     except RecordError as error:
         return f"there is no record that can be read in {path}: {error.found}"
     return f"the record is in {path}; next: normscope diagnose {quote(str(path))}"

@@ -21,6 +21,7 @@ from normscope.record.rows import SOURCES, Event
 from normscope.record.series import Series
 from normscope.stats.distance import DISTANCES
 from normscope.stats.summary import Summary
+from normscope.terms.datum import plain
 from normscope.terms.site import Site
 from normscope.terms.verdict import Trial
 
@@ -85,6 +86,14 @@ class Record:
     def seconds(self) -> float:
         """For how long the lowest rank was recorded: the sum of its segments that were closed properly."""
         return sum(ended - started for started, ended, _ in self._ranks()[0].segments() if ended is not None)
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The records in folders of this one, by name: one for each model of a script that trained several."""
+        if os.path.isfile(self._where):
+            return ()
+        files = (file for file in self._where.glob("*/rank*.sqlite") if schema.rank_of(file.name) is not None)
+        return tuple(self.path / folder for folder in sorted({file.parent.name for file in files}))
 
     def quantities(self, site: Site | str | None) -> tuple[str, ...]:
         """What `series` can tell of a site, or of the whole run (None). Raises UnknownNameError for an unknown site."""
@@ -201,6 +210,19 @@ class Record:
             f"ranks     {', '.join(str(rank.rank) for rank in ranks)}",
         ]
         return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the record holds, its measurements aside: plain JSON values."""
+        return {
+            "path": str(self.path),
+            "complete": self.complete,
+            "steps": self.steps.tolist(),
+            "meta": plain(self.meta),
+            "sites": plain(self.sites),
+            "quantities": list(self.quantities(None)),
+            "events": plain(self.events),
+            "trials": plain(self.trials),
+        }
 
     def close(self) -> None:
         """Let the files go; a later question opens them again."""

@@ -25,6 +25,7 @@ from normscope.terms.verdict import Trial
 
 # How many entries of a kind may wait, in units of `queue_limit`: samples go first, what happened stays longest.
 _SHARE = {"summary": 1, "scalar": 16, "event": 4, "trial": 4, "meta": 4}
+_SAMPLES = ("summary", "scalar")
 _FAULTS = 100  # different faults that are kept
 
 
@@ -190,6 +191,8 @@ class Writer:
                 self._drops.merge(drops)
             self._outage = self._outage or (time.time(), str(error))
             self._fault(f"the record {self.path} could not be written: {error}", noted=False)
+            if end:
+                self._say_what_is_missing(drops)
             return
         self._rows, self._outage = [], None
         with self._changed:
@@ -197,6 +200,22 @@ class Writer:
             self._taken.clear()
         for reason in refused:
             self._fault(reason, noted=False)
+
+    def _say_what_is_missing(self, drops: Drops) -> None:
+        """At the end, where the disk has no room for all that waits: what happened, without what was measured."""
+        kept, lost = [], Drops()
+        lost.merge(drops)
+        for row in self._rows:
+            if row.table in _SAMPLES:
+                lost.add(row.table, row.values[0])
+            else:
+                kept.append(row)
+        try:
+            self._sink.write([*kept, *self._excuses(lost)])
+        except Exception:  # there is no room for that either; closing warns of it
+            return
+        with self._changed:
+            self._waiting.subtract({kind: count for kind, count in self._taken.items() if kind not in _SAMPLES})
 
     def _encode(self, queue: list[tuple[str, Callable[..., Row], tuple[Any, ...]]]) -> None:
         for kind, encode, arguments in queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
         lang: ``"en"`` or ``"zh"``.
 
     Raises:
-        DataError: `out` is a directory.
+        DataError: `out` is a directory, or cannot be written.
         UnknownNameError: the report does not speak `lang`.
         MissingExtraError: altair or vl-convert is not installed.
     """
@@ -39,14 +40,28 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
             do=f"give a file, such as `{path / 'report.html'}`",
         )
     told = html.paint(tree(record, diagnosis, lang=lang))
+    try:
+        _put(path, told)
+    except OSError as error:
+        raise DataError(
+            "A report was to be written where no file can be.",
+            found=f"{error.strerror or error} at `{path}`",
+            because="the page is one file, and the folders above it are made when they are missing",
+            do="give a place that can be written to and has room, such as `-o report.html`",
+        ) from error
+    return path
+
+
+def _put(path: Path, text: str) -> None:
+    """Write `text` to `path`, all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        draft.write_text(told, encoding="utf-8", newline="\n")
+        draft.write_text(text, encoding="utf-8", newline="\n")
         os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
-    return path
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def tree(record: Record | None, diagnosis: Diagnosis, *, lang: str = "en", whole: bool = True) -> Page:

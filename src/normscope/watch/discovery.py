@@ -33,8 +33,9 @@ class Discovery:
     """A context in which every training is watched.
 
     Torch's global hooks tell of each module that is called and each optimizer that steps. A module that is called in
-    training mode with gradients, outside of a watched one, and whose parameters an optimizer owns, is a model. One that
-    owns everything the optimizers step is recorded at `path` itself, several in folders below it, by their class.
+    training mode with gradients, outside of a watched one, and whose parameters an optimizer owns, is a model; so is
+    one that is called in evaluation mode even after an optimizer has stepped. One that owns everything the optimizers
+    step is recorded at `path` itself, any other in a folder below it, by its class.
     Once every stepped parameter is watched the hook on modules goes; that on optimizers stays, for a later training.
 
     Attributes:
@@ -98,7 +99,7 @@ class Discovery:
         self._inner.update(id(part) for part in module.modules() if part is not module)
         model = unwrapped(module)
         own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        if not own or not model.training:
+        if not own or not (model.training or self._steps):  # before any update it may well be evaluated first
             return
         self._look_for_optimizers()
         stepped = _owned(self._optimizers)
@@ -166,15 +167,18 @@ class Discovery:
             watcher.note(discovery=text)
 
     def _leave_word(self) -> None:
-        """Say at `path` itself why there is no training recorded there."""
+        """Say at `path` itself why there is no training recorded there; a crash, if no model's record tells of it."""
+        names = ", ".join(watcher.path.name for watcher in self.watchers)
         with Writer(self.path) as writer:
-            if self.watchers:
-                places = [str(watcher.path) for watcher in self.watchers]
-                writer.event("note", f"Several models were trained; their records: {', '.join(places)}.")
+            if len(self.watchers) > 1:
+                writer.event("note", f"Several models were trained; their records are in the folders {names} here.")
+            elif self.watchers:
+                text = "Parameters outside of the one model that was found are trained as well; its record is in"
+                writer.event("note", f"{text} the folder {names} here.")
             else:
-                writer.event("note", "No training was seen: no module was called in training mode and then updated.")
-            if self._crash is not None:
-                writer.event("crash", f"{type(self._crash).__name__}: {self._crash}")
+                writer.event("note", "No training was seen: no module was called with gradients and then updated.")
+                if self._crash is not None:
+                    writer.event("crash", f"{type(self._crash).__name__}: {self._crash}")
 
 
 def _owned(optimizers: Iterable[Optimizer]) -> set[int]:

@@ -55,7 +55,7 @@ class Observer:
         self._taps: Taps | None = None
         self._update: Update | None = None
         self._held: Tensor | None = None
-        self._tried = False
+        self._tried = self._looked_for_unseen = self._owed = False
         self._live = live
         self._scale = 1.0
         self.step: int | None = None
@@ -67,7 +67,9 @@ class Observer:
         if self._probe is None and (args or kwargs):
             self._keep_probe(step, Probe(args, kwargs))
         self._guard("plan", self._prepare, step=step)
-        if due.probe and self._fixed is not None:
+        self._owed |= due.probe  # until there is a batch to run
+        if self._owed and self._fixed is not None:
+            self._owed = False
             self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
         if due.live and self._live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
@@ -202,9 +204,20 @@ class Observer:
                 step, "an overflowed gradient was thrown away, and the update came from another batch"
             )
             return []
+        self._tell_unseen(step, taps)
         if taps.root_gradient is not None:
             self._held = taps.root_gradient / update.scale
         return found
+
+    def _tell_unseen(self, step: int, taps: Taps) -> None:
+        """Note, of the first pass that is written, the modules of which nothing was seen."""
+        if self._plan is None or self._looked_for_unseen:
+            return
+        self._looked_for_unseen = True
+        unseen = taps.unseen
+        if unseen:
+            why = "they were not called, or their tensors hold no values (empty, or on the meta device)"
+            self._journal.say(f"Nothing was seen of {', '.join(unseen)} at step {step}: {why}.", step=step)
 
 
 def _summaries(rows: Sequence[Row]) -> list[tuple[Site, Summary]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import html
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -208,6 +209,13 @@ class Watcher:
         text = f"At step {self._step} the training ended with {type(error).__name__}: {error}"
         data = {"traceback": "".join(traceback.format_exception(error))}
         self._guard("closing", lambda: self._journal.writer.event("crash", text, step=self._step, data=data))
+
+    def __repr__(self) -> str:
+        state = "watching" if self._ended is None else "closed"
+        return f"Watcher({type(self._model).__name__}, {str(self.path)!r}: {self._step} steps, {state})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def __enter__(self) -> Self:
         return self

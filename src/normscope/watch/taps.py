@@ -53,6 +53,12 @@ class Taps:
                 after_forward(module, Hook(lambda *told, path=path: self._guard("taps", self._leave, path, *told))),
             )
 
+    @property
+    def unseen(self) -> list[str]:
+        """Paths of the hooked modules of whose inputs and outputs nothing was sampled."""
+        seen = {row.site.path for row in self.forward}
+        return [path for path in self._plan.modules if self._handles and path not in seen]
+
     def detach(self) -> None:
         """Take the hooks off; what is still to come is not seen."""
         for handle in self._handles:
