@@ -11,7 +11,7 @@ from normscope import __version__
 from normscope.claims.ledger import Row, interval
 from normscope.report import html
 from normscope.report.numbers import amount
-from normscope.report.parts import Facts, Labelled, Page, Paragraph, Part, Section, Table
+from normscope.report.parts import Labelled, Page, Paragraph, Part, Section, Table
 from normscope.report.words import Words, load
 from normscope.terms.verdict import Verdict
 
@@ -31,6 +31,7 @@ _EN = {
     "protocol": "protocol",
     "decision": "decision",
     "rule": "holds above {above:g}, fails below {below:g} ({unit}); {reason}",
+    "colon": "{name}: {value}",
     "all": "all runs",
     "missing": "{n} of its runs are missing: `normscope claims run {id}`",
     "unrun": "not run",
@@ -52,6 +53,7 @@ _ZH = {
     "protocol": "做法",
     "decision": "判定",
     "rule": "高于 {above:g} 则成立，低于 {below:g} 则不成立（{unit}）；{reason}",
+    "colon": "{name}：{value}",
     "all": "全部",
     "missing": "尚缺 {n} 次运行：`normscope claims run {id}`",
     "unrun": "未运行",
@@ -106,19 +108,14 @@ def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
 def entry(row: Row, *, lang: str = "en") -> Labelled:
     """One claim: its verdict and sentence, its effects by condition, its chart, and how it was tested."""
     words, claim, rule = _WORDS[lang], row.claim, row.claim.decision
-    facts = (
-        (words("source"), claim.source),
-        (words("protocol"), claim.protocol),
-        (
-            words("decision"),
-            words("rule", above=rule.holds_above, below=rule.fails_below, unit=rule.unit, reason=rule.reason),
-        ),
-    )
+    decided = words("rule", above=rule.holds_above, below=rule.fails_below, unit=rule.unit, reason=rule.reason)
+    told = (("source", claim.source), ("protocol", claim.protocol), ("decision", decided))
+    how = tuple(Paragraph(words("colon", name=words(name), value=value), quiet=True) for name, value in told)
     found: tuple[Part, ...] = (Paragraph(words("missing", n=row.ran.missing, id=claim.id)),)
     if row.ruling is not None:
         found = (_effects(row, words), claim.draw(row.ran.outcomes))
     label = load(lang)("list.dot").join((claim.id, claim.kind, _verdict(row, words)))
-    return Labelled(label, (Paragraph(claim.sentence(lang)), *found, Facts(facts)))
+    return Labelled(label, (Paragraph(claim.sentence(lang)), *found, *how))
 
 
 def _effects(row: Row, words: Words) -> Table:

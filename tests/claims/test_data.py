@@ -1,0 +1,138 @@
+"""Every layout of images, the splits, and what a folder that is none of them says."""
+
+import gzip
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from normscope.claims import data
+from normscope.claims.bench import Bench, Curve, batches
+from normscope.claims.models import mlp, pre_activations, residual_mlp, vgg
+from normscope.terms.errors import DataError
+
+RED = np.zeros((4, 5, 3), np.uint8) + np.array([255, 0, 7], np.uint8)
+
+
+def png():
+    image = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    image.fromarray(RED).save(file, "png")
+    return file.getvalue()
+
+
+def test_digits_are_split_once_and_standardized():
+    split = data.images()
+    assert split.x.shape == (1347, 1, 8, 8) and split.test_x.shape == (450, 1, 8, 8)
+    assert split.x.mean().abs() < 1e-5 and (split.x.std() - 1).abs() < 1e-5
+    assert split.rows.x.shape == (1347, 8, 8) and split.pixels.x.shape == (1347, 64, 1)
+    assert torch.equal(split.rows.x[3, 2], split.x[3, 0, 2])
+    assert split.first(7).x.shape[0] == 7 and split.first(7).test_x.shape[0] == 450
+
+
+def test_idx_files_gzipped_or_not(tmp_path):
+    pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    for at, name in enumerate(data._IDX):
+        values = pixels if "images" in name else np.array([3, 1], np.uint8)
+        raw = (
+            bytes([0, 0, 8, values.ndim])
+            + b"".join(size.to_bytes(4, "big") for size in values.shape)
+            + values.tobytes()
+        )
+        (tmp_path / (name + ".gz" * (at % 2))).write_bytes(gzip.compress(raw) if at % 2 else raw)
+    x, y, _, test_y = data._folder(tmp_path)
+    assert torch.equal(x[:, 0], torch.tensor(pixels).float()) and y.tolist() == test_y.tolist() == [3, 1]
+    (tmp_path / data._IDX[0]).write_bytes(b"\0\0\x08\x03short")
+    with pytest.raises(DataError, match="IDX"):
+        data._folder(tmp_path)
+
+
+def test_a_folder_of_pictures(tmp_path):
+    picture = png()
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(picture)
+    x, y, _, _ = data._folder(tmp_path)
+    assert x.shape == (2, 3, 4, 5) and x[0, :, 0, 0].tolist() == [255, 0, 7] and y.tolist() == [0, 1]
+
+
+def test_parquet_of_the_hub(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"img": [{"bytes": png(), "path": None}] * 2, "label": [4, 2]})
+    for name in ("train", "test"):
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    x, y, _, _ = data._folder(tmp_path)
+    assert x.shape == (2, 3, 4, 5) and y.tolist() == [4, 2]
+
+
+def test_a_folder_of_something_else_says_what_is_read(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError) as caught:
+        data.images(str(tmp_path))
+    assert "  found    notes.txt\n" in str(caught.value) and "train.parquet" in str(caught.value)
+
+
+def test_the_long_lag_task_hides_its_class_in_the_first_step():
+    split = data.far_apart(20, 30)
+    assert torch.equal(split.y, (split.x[:, 0, 0] > 0).long())
+    assert split.x[:, 0, 1].eq(1).all() and split.x[:, 1:, 1].eq(0).all()
+    assert torch.equal(split.x, data.far_apart(20, 30).x)
+
+
+# the bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_arms_of_one_seed_see_the_same_batches_and_start_from_the_same_weights():
+    bench, seen, starts = Bench(), {}, {}
+    for norm in ("none", "BatchNorm"):
+
+        def build(norm=norm):
+            model = mlp(64, depth=2, width=8, norm=norm)
+            starts[norm] = model[1].weight.detach().clone()
+            model.register_forward_pre_hook(lambda module, args: seen.setdefault(norm, []).append(args[0].sum().item()))
+            return model
+
+        bench.train(build, seed=3, rate=0.01, epochs=1)
+    assert seen["none"] == seen["BatchNorm"] and torch.equal(starts["none"], starts["BatchNorm"])
+
+
+def test_the_same_seed_gives_the_same_curve_and_a_wild_rate_diverges():
+    bench = Bench()
+    one, other = (bench.train(lambda: mlp(64, depth=2, width=16), seed=1, rate=0.05, epochs=2)[1] for _ in range(2))
+    assert one.accuracy == other.accuracy and one.final > 0.5 and len(one.accuracy) == 3
+    wild = bench.train(lambda: mlp(64, depth=2, width=16), seed=1, rate=1e4, epochs=3)[1]
+    assert wild.diverged and wild.final == 0.1 and len(wild.accuracy) == 4 and len(wild.loss) == 3
+    assert wild.epochs_to(0.5) == 4.0
+
+
+def test_epochs_to_an_accuracy_are_interpolated():
+    curve = Curve((1.0, 1.0), (0.1, 0.5, 0.9), False, 0.0)
+    assert [curve.epochs_to(target) for target in (0.05, 0.3, 0.5, 0.7, 0.95)] == pytest.approx([0, 0.5, 1, 1.5, 3])
+
+
+def test_sorted_batches_hold_neighbouring_classes_and_every_sample_once():
+    labels = torch.arange(40) % 4
+    groups = batches(labels, 10, "sorted", torch.Generator().manual_seed(0))
+    assert [labels[group].unique().tolist() for group in groups] == [[0], [1], [2], [3]]
+    assert torch.cat(groups).unique().numel() == 40
+
+
+@pytest.mark.parametrize("norm", ["none", "BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "weight_norm"])
+def test_networks_take_any_norm(norm):
+    images = torch.randn(6, 1, 8, 8)
+    if norm != "InstanceNorm":
+        assert mlp(64, depth=3, width=16, norm=norm)(images).shape == (6, 10)
+        assert residual_mlp(64, depth=4, width=16, norm=norm)(images).shape == (6, 10)
+    assert vgg(1, depth=2, width=8, norm=norm)(images).shape == (6, 10)
+
+
+def test_pre_activations_are_what_the_activations_are_given():
+    model = mlp(64, depth=2, width=8, norm="BatchNorm")
+    x = torch.randn(16, 1, 8, 8)
+    given = pre_activations(model, x)
+    assert len(given) == 2
+    assert all(layer.mean(0).abs().max() < 1e-5 for layer in given)
+    assert model[2].state["num_batches_tracked"] == 0
