@@ -130,3 +130,12 @@ def test_the_command_says_which_records_there_are(script, tmp_path, command):
     for part in ns.Record(path).parts:
         assert f"normscope diagnose '{part}'" in err
     assert len(ns.Record(path).parts) == 2 and os.path.isdir(path)
+
+
+def test_a_second_run_does_not_cover_the_record_of_the_first(script, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = TRAINING.format(loose="[]")
+    for name in ("train", "train-2"):
+        assert command("run", "--every", "4", script(code))[0] == 0
+        record = ns.Record(tmp_path / "runs" / name)
+        assert record.steps.tolist() == [0, 4, 8] and kinds(record.path) == ["end"]

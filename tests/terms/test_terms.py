@@ -143,3 +143,18 @@ def test_an_activation_is_found_by_either_name():
     assert activation_named("ReLU") is activation_named("relu_") is ACTIVATIONS["relu"]
     assert activation_named("Linear") is None and activation_named(None) is None
     assert ACTIVATIONS["gelu"].saturates and not ACTIVATIONS["relu"].saturates
+
+
+def test_a_diagnosis_reads_finding_by_finding():
+    evidence = Evidence("saturated", 0.9, 0.5)
+    cure = Prescription("insert_norm", ("1",), words="put a norm before `1`")
+    found = Finding(
+        "NS202", "saturated_activation", "error", ("1",), "90% of <b> is flat.", evidence, prescriptions=(cure,)
+    )
+    diagnosis = Diagnosis((found,), ("NS201", "NS202"), subject="runs/a")
+    assert repr(diagnosis).splitlines() == [
+        "Diagnosis of runs/a: 1 finding by 2 rules",
+        "  NS202 saturated_activation (error): 90% of <b> is flat.",
+    ]
+    assert "90% of &lt;b&gt; is flat." in diagnosis._repr_html_() and "put a norm before" in diagnosis._repr_html_()
+    assert repr(Diagnosis()) == "Diagnosis: no findings by 0 rules"

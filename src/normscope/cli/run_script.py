@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -13,7 +14,9 @@ import typer
 def command(
     script: Annotated[str, typer.Argument(help="The training script, as one would give it to python.")],
     args: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
-    path: Annotated[Path | None, typer.Option("--path", "-p", help="The record; runs/<script> when left out.")] = None,
+    path: Annotated[
+        Path | None, typer.Option("--path", "-p", help="The record; a new runs/<script> when left out.")
+    ] = None,
     budget: Annotated[float, typer.Option(help="Share of the run's time that watching may take.")] = 0.01,
     every: Annotated[int | None, typer.Option(help="Sample each so many steps, instead of by the budget.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the script.")] = False,
@@ -24,11 +27,17 @@ def command(
     """
     from normscope.watch.script import run
 
-    path = path or Path("runs") / Path(script).stem
+    path = path or _fresh(Path("runs") / Path(script).stem)
     code = run(script, args or [], path, budget=budget, every=every if every is not None else "auto")
     if not quiet:
         typer.echo(f"normscope: {_outcome(path)}", err=True)
     sys.exit(code)
+
+
+def _fresh(path: Path) -> Path:
+    """`path`, or with a number behind it where a record of an earlier run is: that one stays as it is."""
+    places = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _outcome(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,24 @@ class Diagnosis(Datum):
     subject: str = ""
     fail_on: Severity = "error"
 
+    def __repr__(self) -> str:
+        told = [f"{found.code} {found.name} ({found.severity}): {found.message}" for found in self.findings]
+        told += [f"{fault.code} could not finish: {fault.error}" for fault in self.faults]
+        subject = f" of {self.subject}" if self.subject else ""
+        return "\n  ".join([f"Diagnosis{subject}: {self._verdict}", *told])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(_html_row(found) for found in self.findings)
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("finding", "what", "what to do first"))
+        caption = html.escape(f"{self.subject}: {self._verdict}" if self.subject else self._verdict)
+        return f"<table><caption>{caption}</caption>" + (f"<tr>{head}</tr>{rows}" if rows else "") + "</table>"
+
+    @property
+    def _verdict(self) -> str:
+        found, rules = len(self.findings), len(self.rules)
+        told = f"{found or 'no'} finding{'' if found == 1 else 's'} by {rules} rule{'' if rules == 1 else 's'}"
+        return told + (f", {len(self.faults)} of which could not finish" if self.faults else "")
+
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
@@ -151,6 +170,12 @@ class Diagnosis(Datum):
             subject=data["subject"],
             fail_on=data["fail_on"],
         )
+
+
+def _html_row(found: Finding) -> str:
+    first = found.prescriptions[0].words if found.prescriptions else ""
+    cells = (f"{found.code} {found.name} ({found.severity})", found.message, first)
+    return "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:
