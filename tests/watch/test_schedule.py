@@ -26,9 +26,9 @@ def test_an_interval_is_honoured_exactly_and_dense_ones_probe_every_tenth_step()
     assert probed(schedule_of(25, 0.01), 60) == [0, 25, 50]
 
 
-def test_a_function_chooses_and_the_start_is_always_seen():
+def test_a_function_chooses():
     chosen = schedule_of(lambda step: step in (4, 7), 0.01)
-    assert sampled(chosen, 10) == probed(chosen, 10) == [0, 4, 7]
+    assert sampled(chosen, 10) == probed(chosen, 10) == [4, 7]
 
 
 @given(

@@ -65,12 +65,26 @@ def test_closing_twice_is_closing_once_and_nothing_follows(tmp_path):
     assert not optimizer._optimizer_step_post_hooks and not model._forward_pre_hooks
 
 
-def test_a_record_that_is_there_is_continued(tmp_path):
-    for _ in range(2):
-        model, optimizer = started()
-        with watch(model, optimizer, tmp_path, every=1):
-            step(model, optimizer)
+def test_a_resumed_run_goes_on_in_its_record_at_its_step(tmp_path):
+    model, optimizer = started()
+    for start, steps in ((0, 3), (3, 2)):
+        with watch(model, optimizer, tmp_path, every=2, start=start) as watcher:
+            for number in range(steps):
+                watcher.loss(start + number)
+                step(model, optimizer)
+    record = watcher.record
+    assert list(record.steps) == [0, 2, 3, 4]  # every second, and the first after the break
+    assert list(record.series(None, "loss").values) == [0, 1, 2, 3, 4]
+    assert list(record.series(":output", "mean", source="probe").steps) == [0, 3]
     assert any("continues" in text for text in notes(tmp_path))
+
+
+def test_the_first_step_is_always_seen(tmp_path):
+    model, optimizer = started()
+    with watch(model, optimizer, tmp_path, every=lambda step: step == 2) as watcher:
+        for _ in range(4):
+            step(model, optimizer)
+    assert list(watcher.record.steps) == [0, 2]
 
 
 def test_without_a_path_the_record_lies_under_runs(tmp_path, monkeypatch):

@@ -35,8 +35,8 @@ class Cost(Datum):
     Attributes:
         elapsed: since watching began.
         spent: inside Normscope.
-        setup: the part of `spent` up to the end of step 0.
-        sample: spent on the latest sampled step after step 0; before there is one, on step 0.
+        setup: the part of `spent` up to the end of the first step.
+        sample: spent on the latest sampled step.
         last: the latest sampled step.
     """
 
@@ -48,7 +48,7 @@ class Cost(Datum):
 
 
 class Schedule(Protocol):
-    """Says what is due at a step."""
+    """Says what is due at a step. At the first step of a run everything is due, and no schedule is asked."""
 
     def due(self, step: int, cost: Cost) -> Due:
         """What is to be done at optimizer step `step`, which has not begun."""
@@ -73,8 +73,8 @@ class Chosen(Datum):
     choose: Callable[[int], Any]
 
     def due(self, step: int, cost: Cost) -> Due:
-        """Due where ``choose(step)`` is true, and at step 0."""
-        chosen = step == 0 or bool(self.choose(step))
+        """Due where ``choose(step)`` is true."""
+        chosen = bool(self.choose(step))
         return Due(chosen, chosen)
 
 
@@ -82,8 +82,8 @@ class Chosen(Datum):
 class Budgeted(Datum):
     """As often as a share of the run's time allows.
 
-    Step 0 is always sampled and its cost, the set-up, is given. After it a step is sampled once what was spent and
-    what a sample costs fit into ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
+    The cost of the first step, the set-up, is given. After it a step is sampled once what was spent and what a sample
+    costs fit into ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
     budget has grown yet, may together borrow as much again as the set-up took; the later steps pay it back.
     """
 
@@ -91,8 +91,6 @@ class Budgeted(Datum):
 
     def due(self, step: int, cost: Cost) -> Due:
         """Due when it is affordable and the last sample is not too near for the length of the run."""
-        if step == 0:
-            return Due(True, True)
         loan = cost.setup if step & (step - 1) == 0 else 0.0
         affordable = cost.spent - cost.setup + cost.sample <= self.budget * cost.elapsed + loan
         due = affordable and (step - cost.last) * RESOLUTION >= step

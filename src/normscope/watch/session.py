@@ -7,22 +7,19 @@ import html
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from itertools import count
 from pathlib import Path
-from time import perf_counter, strftime
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from normscope.anatomy.batch import Probe
 from normscope.anatomy.isolate import unwrapped
 from normscope.record.writer import Writer
-from normscope.terms.errors import ModelError
 from normscope.watch.fixed_batch import LossFn
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import RootHook, after_forward, before_forward, in_backward, in_transform
@@ -30,6 +27,7 @@ from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
 from normscope.watch.schedule import Cost, Due, Schedule, schedule_of
+from normscope.watch.subject import called, check, described, fresh_path, place_among_processes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +49,7 @@ def watch(
     live: bool = True,
     probes: Iterable[str] | None = None,
     seed: int = 0,
+    start: int = 0,
     meta: Mapping[str, Any] | None = None,
 ) -> Watcher:
     """Watch `model` while it learns, into a record at `path`. Nothing in the training changes.
@@ -74,6 +73,8 @@ def watch(
         live: whether the training itself is looked at; False leaves the fixed batch alone.
         probes: names of the measures of the fixed batch (files under ``watch/probes``); all when left out.
         seed: of the random states in which the fixed batch runs, the same at every step.
+        start: the number of steps already taken, in a run that is resumed: counting goes on from there, and a record
+            at `path` keeps what it holds of earlier steps. The step with this number is always sampled.
         meta: JSON values to keep with the record.
 
     Raises:
@@ -83,20 +84,20 @@ def watch(
         RecordError: `path` is a file, or holds something that is no record.
     """
     started = perf_counter()
-    _check(model, optimizer)
-    rank, processes = _place_among_processes()
+    check(model, optimizer)
+    rank, processes = place_among_processes()
     schedule = schedule_of(every, budget, processes=processes)
     measures = measures_named(probes)
     held = None if probe is None else Probe.of(probe).detached()
-    root, model = _called(model), unwrapped(model)
-    place = Path(path) if path is not None else _fresh_path(model)
-    told = _described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
+    root, model = called(model), unwrapped(model)
+    place = Path(path) if path is not None else fresh_path(model)
+    told = described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
     journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
     guard = Guard(journal.writer.event)
     observer = Observer(
         model, journal, guard, probe=held, loss_fn=loss_fn, measures=list(measures.values()), seed=seed, live=live
     )
-    watcher = Watcher(model, root, observer, journal, guard, schedule, started)
+    watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
     if optimizer is not None:
         watcher.adopt(optimizer)
     return watcher
@@ -118,6 +119,7 @@ class Watcher:
         guard: Guard,
         schedule: Schedule,
         started: float,
+        first: int,
     ) -> None:
         self.path = journal.writer.path
         self._model, self._root = model, root
@@ -126,7 +128,7 @@ class Watcher:
         self._started = started
         self._ended: float | None = None
         self._pid = os.getpid()
-        self._step = self._last = 0  # optimizer steps so far; the latest sampled one
+        self._first = self._step = self._last = first  # optimizer steps: at the start, so far, at the latest sample
         self._setup = self._sample = self._spent_before = 0.0
         self._due = Due()
         self._evaluated = self._learns_in_evaluation_mode = False
@@ -136,7 +138,7 @@ class Watcher:
         self._root_hooks: list[RemovableHandle] = []
         self._step_hooks: list[RemovableHandle] = []
         atexit.register(self.close)
-        self._guard("schedule", self._arm, step=0)
+        self._guard("schedule", self._arm, step=first)
 
     # What the user calls.
 
@@ -182,7 +184,7 @@ class Watcher:
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Count the steps of `optimizer`, when none was given at the start. Raises ModelError when it is none."""
-        _check(self._model, optimizer)
+        check(self._model, optimizer)
         self._optimizer = optimizer
         self._step_hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -229,7 +231,8 @@ class Watcher:
 
     def _arm(self) -> None:
         """Stand before the next training forward pass, when something is due at this step."""
-        self._due = self._schedule.due(self._step, self._cost())
+        first = self._step == self._first
+        self._due = Due(live=True, probe=True) if first else self._schedule.due(self._step, self._cost())
         if self._due and not self._guard.is_off("observer"):
             self._spent_before = self._guard.spent
             self._root_hooks = [
@@ -286,7 +289,7 @@ class Watcher:
         self._observer.leave()
         self._guard("record", self._tell_state, step=self._step)
         self._last, self._sample = self._step, self._guard.spent - self._spent_before
-        if self._step == 0:
+        if self._step == self._first:
             self._setup = self._guard.spent
 
     def _disarm(self) -> None:
@@ -306,7 +309,9 @@ class Watcher:
 
     def _take_loss(self, value: float | Tensor) -> None:
         if self._loss_lags is None:
-            self._loss_lags = self._step == 1  # first told right after the first update: it is told after updates
+            self._loss_lags = (
+                self._step == self._first + 1
+            )  # first told right after the first update: it is told after updates
         step = self._step - self._loss_lags
         value = value.detach() if isinstance(value, Tensor) else value
         if isinstance(value, Tensor) and value.device.type != "cpu":
@@ -355,47 +360,3 @@ class Watcher:
         self._journal.settle()
         self._journal.writer.meta(overhead=self.overhead)
         self._journal.writer.event("end", f"Watching ended after {self._step} steps.", step=self._step)
-
-
-def _check(model: Any, optimizer: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "A training was to be watched without a model.",
-            found=f"{type(model).__name__} where the model should be",
-            because="a model is a torch.nn.Module; only a module has the hooks that watching needs",
-            do="call watch(model, optimizer, path)",
-        )
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ModelError(
-            "A training was to be watched with an optimizer that is none.",
-            found=f"{type(optimizer).__name__} where the optimizer should be",
-            because="steps are counted by the hooks of torch.optim.Optimizer",
-            do="give the torch optimizer, or none and call Watcher.step() after each update",
-        )
-
-
-def _called(model: nn.Module) -> nn.Module:
-    """The module whose hooks a call of `model` is sure to run: a compiled wrapper, or what is inside the others."""
-    while not isinstance(getattr(model, "_orig_mod", None), nn.Module) and unwrapped(model) is not model:
-        model = model.module  # pyright: ignore[reportAssignmentType]
-    return model
-
-
-def _fresh_path(model: nn.Module) -> Path:
-    name = f"{type(model).__name__.lower()}-{strftime('%Y%m%d-%H%M%S')}"
-    places = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
-    return next(place for place in places if not place.exists())
-
-
-def _described(model: nn.Module, **settings: Any) -> dict[str, Any]:
-    settings["every"] = settings["every"] if isinstance(settings["every"], int | str) else "function"
-    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
-    return {"model": type(model).__name__, "parameters": parameters, **settings}
-
-
-def _place_among_processes() -> tuple[int, int]:
-    """The rank of this process, and how many there are."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -1,0 +1,63 @@
+"""What is about to be watched: whether it can be, what its calls run, how it is described, where its record lies."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from time import strftime
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from normscope.anatomy.isolate import unwrapped
+from normscope.terms.errors import ModelError
+
+
+def check(model: Any, optimizer: Any) -> None:
+    """Raise `ModelError` when `model` is no module, or `optimizer` neither an optimizer nor None."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "A training was to be watched without a model.",
+            found=f"{type(model).__name__} where the model should be",
+            because="a model is a torch.nn.Module; only a module has the hooks that watching needs",
+            do="call watch(model, optimizer, path)",
+        )
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ModelError(
+            "A training was to be watched with an optimizer that is none.",
+            found=f"{type(optimizer).__name__} where the optimizer should be",
+            because="steps are counted by the hooks of torch.optim.Optimizer",
+            do="give the torch optimizer, or none and call Watcher.step() after each update",
+        )
+
+
+def called(model: nn.Module) -> nn.Module:
+    """The module whose hooks a call of `model` is sure to run: a compiled wrapper, or what is inside the others."""
+    while not isinstance(getattr(model, "_orig_mod", None), nn.Module) and unwrapped(model) is not model:
+        model = model.module  # pyright: ignore[reportAssignmentType]
+    return model
+
+
+def fresh_path(model: nn.Module) -> Path:
+    """A place under ``runs`` where nothing is yet."""
+    name = f"{type(model).__name__.lower()}-{strftime('%Y%m%d-%H%M%S')}"
+    places = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(place for place in places if not place.exists())
+
+
+def described(model: nn.Module, **settings: Any) -> dict[str, Any]:
+    """What the record says of the model and of how it is watched."""
+    settings["every"] = settings["every"] if isinstance(settings["every"], int | str) else "function"
+    parameters = sum(p.numel() for p in model.parameters() if not is_lazy(p))
+    return {"model": type(model).__name__, "parameters": parameters, **settings}
+
+
+def place_among_processes() -> tuple[int, int]:
+    """The rank of this process, and how many there are."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
