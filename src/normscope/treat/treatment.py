@@ -76,7 +76,7 @@ def treatments() -> Mapping[str, Treatment]:
 
 def treat(
     model: nn.Module,
-    what: Diagnosis | Finding | Prescription | Iterable[Prescription],
+    diagnosis_or_prescriptions: Diagnosis | Finding | Prescription | Iterable[Prescription],
     *,
     data: Any = None,
     inplace: bool = False,
@@ -85,8 +85,8 @@ def treat(
 
     Args:
         model: the network to treat.
-        what: a diagnosis or a finding stand for the first prescription that a treatment can execute (of the
-            diagnosis' primary finding); several prescriptions are applied in order.
+        diagnosis_or_prescriptions: a diagnosis or a finding stand for the first prescription that a treatment can
+            execute (of the diagnosis' primary finding); several prescriptions are applied in order.
         data: a batch as the loader yields it, or an iterable of batches; which treatments need it, they say.
         inplace: treat `model` itself instead of a copy.
 
@@ -98,7 +98,7 @@ def treat(
         DataError: a treatment needs data and got none it can use.
         TreatmentRefused: a treatment could not keep its word. The model is as it was, in place or not.
     """
-    prescriptions = prescribed(what)
+    prescriptions = prescribed(diagnosis_or_prescriptions)
     acts = [(prescription, _named(prescription.treatment)) for prescription in prescriptions]
 
     def all_in_order(patient: nn.Module) -> Treated:
