@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -171,13 +172,14 @@ def _idx(folder: Path, name: str) -> Tensor:
     file = _idx_file(folder, name)
     assert file is not None
     raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    sizes = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * raw[3] + int(np.prod(sizes)):
+    rank = raw[3] if len(raw) > 3 else 0
+    sizes = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, 4 + 4 * rank, 4)]
+    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * rank + math.prod(sizes):
         raise DataError(
             f"Images were asked for from `{file}`.",
             found=f"{len(raw)} bytes that begin with {raw[:4].hex()}",
             because="an IDX file of bytes begins with 000008, its rank and its sizes, and holds no more",
             do="take the file again from where it came",
         )
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    return torch.from_numpy(values.reshape(tuple(int(size) for size in sizes)).copy())
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
+    return torch.from_numpy(values.reshape(sizes).copy())
