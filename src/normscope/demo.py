@@ -59,6 +59,17 @@ def sick_network() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers of 64 units are too small to share between threads; the caller's number of threads afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @_one_thread()
 def demo(
     out: str | PathLike[str] = "demo",
@@ -124,17 +135,6 @@ def demo(
     told = replace(before, subject="Twenty tanh layers on handwritten digits")
     page = ns.report(out / "untreated", out / "report.html", diagnosis=told)
     return Demo(before, after, trial, page)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Layers of 64 units are too small to share between threads; the caller's number of threads afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
