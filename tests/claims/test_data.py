@@ -9,7 +9,7 @@ import torch
 
 from normscope.claims import data
 from normscope.claims.bench import Bench, Curve, batches
-from normscope.claims.models import mlp, pre_activations, residual_mlp, vgg
+from normscope.claims.models import mlp, norm_of, pre_activations, residual_mlp, vgg
 from normscope.terms.errors import DataError
 
 RED = np.zeros((4, 5, 3), np.uint8) + np.array([255, 0, 7], np.uint8)
@@ -127,6 +127,11 @@ def test_networks_take_any_norm(norm):
         assert mlp(64, depth=3, width=16, norm=norm)(images).shape == (6, 10)
         assert residual_mlp(64, depth=4, width=16, norm=norm)(images).shape == (6, 10)
     assert vgg(1, depth=2, width=8, norm=norm)(images).shape == (6, 10)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 4), (16, 8), (64, 8), (6, 1), (12, 2)])
+def test_groups_divide_the_channels_and_hold_two_or_more(channels, groups):
+    assert norm_of("GroupNorm", channels).spec.groups == groups
 
 
 def test_pre_activations_are_what_the_activations_are_given():

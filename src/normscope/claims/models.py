@@ -31,7 +31,7 @@ def norm_of(name: str, channels: int, *, affine: bool = True, rank: int = 2) -> 
     spec = CATALOG["LayerNorm2d" if name == "LayerNorm" and rank > 2 else name]
     spec = spec.but(affine=affine and spec.affine, bias=affine and spec.bias)
     if spec.groups > 1:
-        spec = spec.but(groups=math.gcd(channels, _GROUPS))
+        spec = spec.but(groups=math.gcd(channels // 2, _GROUPS))  # a group of one channel would be InstanceNorm
     return norms.build(spec, channels, rank=rank)
 
 
