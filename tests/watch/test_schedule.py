@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normscope.terms.errors import UnknownNameError
-from normscope.watch.schedule import RESOLUTION, Budgeted, Cost, Due, schedule_of
+from normscope.watch.schedule import LOAN, RESOLUTION, Budgeted, Cost, Due, Spending, schedule_of
 
-FREE = Cost(elapsed=1e9, spent=0.0, setup=0.0, sample=0.0, last=0)
+DEAR = Spending(100.0, 10.0)
+FREE = Cost(elapsed=1e9)
 
 
 def sampled(schedule, steps, cost=FREE):
@@ -19,7 +20,7 @@ def probed(schedule, steps):
 
 
 def test_an_interval_is_honoured_exactly_and_dense_ones_probe_every_tenth_step():
-    assert sampled(schedule_of(3, 0.01), 10, Cost(1, 100, 0, 100, 0)) == [0, 3, 6, 9]
+    assert sampled(schedule_of(3, 0.01), 10, Cost(1.0, live=DEAR, probe=DEAR)) == [0, 3, 6, 9]
     assert probed(schedule_of(3, 0.01), 30) == [0, 12, 24]
     assert probed(schedule_of(1, 0.01), 25) == [0, 10, 20]
     assert probed(schedule_of(10, 0.01), 25) == [0, 10, 20]
@@ -33,40 +34,45 @@ def test_a_function_chooses():
 
 @given(
     budget=st.floats(0.001, 0.5),
-    sample=st.floats(1e-4, 1.0),
+    live=st.floats(1e-4, 0.1),
+    probe=st.floats(1e-3, 1.0),
     setup=st.floats(0.0, 5.0),
     pace=st.floats(1e-4, 1.0),
 )
-def test_the_budget_is_kept_beside_the_set_up_and_its_loan(budget, sample, setup, pace):
-    schedule, spent, last, elapsed = Budgeted(budget), setup, 0, setup
+def test_the_budget_is_kept_beside_the_set_up_and_its_loan(budget, live, probe, setup, pace):
+    schedule, spent, last, elapsed = Budgeted(budget), [0.0, 0.0], 0, setup
     for step in range(1, 2000):
-        cost = Cost(elapsed, spent, setup, sample, last)
-        if schedule.due(step, cost):
+        due = schedule.due(step, Cost(elapsed, setup, Spending(spent[0], live), Spending(spent[1], probe), last))
+        if due:
             assert (step - last) * RESOLUTION >= step
-            spent, last, elapsed = spent + sample, step, elapsed + sample
+            spent, last = [spent[0] + live, spent[1] + probe * due.probe], step
+            elapsed += live + probe * due.probe
         elapsed += pace
-        assert spent <= budget * elapsed + 2 * setup + 1e-9
-    if budget * elapsed > 4 * (setup + sample):  # long enough to pay back: then the budget is used, not saved
-        assert spent - setup >= 0.4 * min(budget * elapsed, 2000 * sample / 4)
+        looks = (spent[0] - live, spent[1])  # a probe takes a look at the training along, at most one too many
+        assert all(part <= (budget * elapsed + max(setup, LOAN)) / 2 + 1e-9 for part in looks) or probe < live
+    if budget * elapsed > 4 * (max(setup, LOAN) + probe):  # long enough to pay back: the budget is used, not saved
+        assert spent[1] >= 0.4 * min(budget * elapsed / 2, 1000 * probe)
 
 
 def test_the_steps_of_powers_of_two_are_seen_on_credit():
-    found = [step for step in range(1, 70) if Budgeted(0.01).due(step, Cost(1.0, 2.0, 1.5, 0.1, 0))]
-    assert found == [1, 2, 4, 8, 16, 32, 64]  # 0.6 s above the budget, the set-up took 1.5 s
-    assert not Budgeted(0.01).due(4, Cost(1.0, 3.5, 1.5, 0.1, 0))
+    def due(step, spent):
+        return Budgeted(0.01).due(step, Cost(1.0, 0.2, Spending(spent, 0.01), Spending(spent, 0.1), 0))
+
+    assert [step for step in range(1, 70) if due(step, 0.3).probe] == [1, 2, 4, 8, 16, 32, 64]
+    assert due(4, 0.45) == Due(live=True) and not due(4, 0.5) and not due(3, 0.01)
 
 
 def test_long_runs_are_sampled_no_finer_than_they_can_be_shown():
     schedule, last, count = Budgeted(1.0), 0, 0
     for step in range(1, 20000):
-        if schedule.due(step, Cost(1e9, 0, 0, 0, last)):
+        if schedule.due(step, Cost(1e9, last=last)):
             last, count = step, count + 1
     assert count < 512 + 512 * 5.5  # log2(20000 / 512) doublings
 
 
 def test_several_processes_sample_at_the_same_steps_whatever_their_clocks_say():
     schedule = schedule_of("auto", 0.01, processes=2)
-    slow = Cost(elapsed=1.0, spent=100.0, setup=1.0, sample=10.0, last=0)
+    slow = Cost(1.0, live=DEAR, probe=DEAR)
     found = sampled(schedule, 5000)
     assert found == sampled(schedule, 5000, slow)
     assert found[:16] == list(range(16)) and sum(1024 <= step < 2048 for step in found) == 16

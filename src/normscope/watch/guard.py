@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
@@ -24,10 +24,12 @@ class Guard:
 
     Attributes:
         spent: seconds spent in guarded code so far.
+        parts: the same by part; a part that runs inside another counts in both.
     """
 
     def __init__(self, tell: Callable[..., None]) -> None:
         self.spent = 0.0
+        self.parts: defaultdict[str, float] = defaultdict(float)
         self._tell = tell
         self._faults: Counter[str] = Counter()
         self._inside = False
@@ -45,9 +47,11 @@ class Guard:
             self._record(part, error, step)
             return None
         finally:
+            took = perf_counter() - started
+            self.parts[part] += took
             if outermost:
                 self._inside = False
-                self.spent += perf_counter() - started
+                self.spent += took
 
     def is_off(self, part: str) -> bool:
         """Whether `part` has failed so often that it was switched off."""

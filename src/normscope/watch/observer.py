@@ -32,6 +32,7 @@ class Observer:
     """Runs the fixed batch; looks at one forward pass, its backward pass and the update; writes what it saw.
 
     Attributes:
+        live: whether the training is looked at, and not the fixed batch alone.
         step: the step that is being observed, or None between sampled steps.
         stepping: whether the optimizer is in its step, with a closure that runs the passes.
     """
@@ -56,7 +57,7 @@ class Observer:
         self._update: Update | None = None
         self._held: Tensor | None = None
         self._tried = self._looked_for_unseen = self._owed = False
-        self._live = live
+        self.live = live
         self._scale = 1.0
         self.step: int | None = None
         self.stepping = False
@@ -71,7 +72,7 @@ class Observer:
         if self._owed and self._fixed is not None:
             self._owed = False
             self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
-        if due.live and self._live and self._plan is not None:
+        if due.live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
 
     def tap(self, compiled: bool) -> None:

@@ -17,6 +17,10 @@ RESOLUTION = 512
 """Samples per doubling of the run's length, at most: a picture has no more columns, and a record no end otherwise."""
 
 
+LOAN = 1.0
+"""Seconds that may be borrowed at the start. Loading torch takes longer; a run that never pays it back was short."""
+
+
 @dataclass(frozen=True, repr=False)
 class Due(Datum):
     """What is to be done at a step: look at the training batch, run the fixed batch, both, or nothing."""
@@ -29,22 +33,30 @@ class Due(Datum):
 
 
 @dataclass(frozen=True, repr=False)
+class Spending(Datum):
+    """Seconds spent on one kind of look after the first step, and on the latest of them (the first step's included)."""
+
+    total: float = 0.0
+    latest: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
 class Cost(Datum):
-    """What watching has cost when a step is about to begin, in seconds.
+    """What watching has cost when a step is about to begin.
 
     Attributes:
-        elapsed: since watching began.
-        spent: inside Normscope.
-        setup: the part of `spent` up to the end of the first step.
-        sample: spent on the latest sampled step.
+        elapsed: seconds since watching began.
+        setup: seconds spent up to the end of the first step.
+        live: spent on looking at the training.
+        probe: spent on running the fixed batch.
         last: the latest sampled step.
     """
 
     elapsed: float
-    spent: float
-    setup: float
-    sample: float
-    last: int
+    setup: float = 0.0
+    live: Spending = Spending()
+    probe: Spending = Spending()
+    last: int = 0
 
 
 class Schedule(Protocol):
@@ -80,21 +92,23 @@ class Chosen(Datum):
 
 @dataclass(frozen=True, repr=False)
 class Budgeted(Datum):
-    """As often as a share of the run's time allows.
+    """As often as a share of the run's time allows: half of it for the training, half for the fixed batch.
 
-    The cost of the first step, the set-up, is given. After it a step is sampled once what was spent and what a sample
-    costs fit into ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
-    budget has grown yet, may together borrow as much again as the set-up took; the later steps pay it back.
+    The cost of the first step, the set-up, is given. After it a look is due once what was spent on its kind and what it
+    costs fit into its half of ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
+    budget has grown yet, may borrow: together as much as the set-up took, or a second; the later steps pay it back.
     """
 
     budget: float
 
     def due(self, step: int, cost: Cost) -> Due:
         """Due when it is affordable and the last sample is not too near for the length of the run."""
-        loan = cost.setup if step & (step - 1) == 0 else 0.0
-        affordable = cost.spent - cost.setup + cost.sample <= self.budget * cost.elapsed + loan
-        due = affordable and (step - cost.last) * RESOLUTION >= step
-        return Due(due, due)
+        if (step - cost.last) * RESOLUTION < step:
+            return Due()
+        loan = max(cost.setup, LOAN) if step & (step - 1) == 0 else 0.0
+        allowed = (self.budget * cost.elapsed + loan) / 2
+        probe = cost.probe.total + cost.probe.latest <= allowed
+        return Due(probe or cost.live.total + cost.live.latest <= allowed, probe)
 
 
 @dataclass(frozen=True, repr=False)

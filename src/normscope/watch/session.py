@@ -26,7 +26,7 @@ from normscope.watch.hooks import RootHook, after_forward, before_forward, in_ba
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
-from normscope.watch.schedule import Cost, Due, Schedule, schedule_of
+from normscope.watch.schedule import Cost, Due, Schedule, Spending, schedule_of
 from normscope.watch.subject import called, check, described, fresh_path, place_among_processes
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class Watcher:
         self._ended: float | None = None
         self._pid = os.getpid()
         self._first = self._step = self._last = first  # optimizer steps: at the start, so far, at the latest sample
-        self._setup = self._sample = self._spent_before = 0.0
+        self._setup = 0.0
+        self._base = self._before = (0.0, 0.0)  # seconds spent on either kind of look, as `_spent` tells them
+        self._live = self._probe = Spending()
         self._due = Due()
         self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
@@ -233,8 +235,9 @@ class Watcher:
         """Stand before the next training forward pass, when something is due at this step."""
         first = self._step == self._first
         self._due = Due(live=True, probe=True) if first else self._schedule.due(self._step, self._cost())
+        self._due = Due(self._due.live and self._observer.live, self._due.probe)
         if self._due and not self._guard.is_off("observer"):
-            self._spent_before = self._guard.spent
+            self._before = self._spent()
             self._root_hooks = [
                 before_forward(self._root, RootHook(self._forward_begins)),
                 after_forward(self._root, RootHook(self._forward_ends)),
@@ -288,9 +291,23 @@ class Watcher:
         self._guard("observer", self._observer.after_update, self._optimizer, step=self._step)
         self._observer.leave()
         self._guard("record", self._tell_state, step=self._step)
-        self._last, self._sample = self._step, self._guard.spent - self._spent_before
+        self._reckon()
+
+    def _reckon(self) -> None:
+        """What this sample has cost, and all of them since the first step."""
+        spent = self._spent()
         if self._step == self._first:
-            self._setup = self._guard.spent
+            self._setup, self._base = self._guard.spent, spent
+        took = [now - then for now, then in zip(spent, self._before)]
+        total = [now - then for now, then in zip(spent, self._base)]
+        self._live = Spending(total[0], took[0])
+        self._probe = Spending(total[1], took[1] or self._probe.latest)
+        self._last = self._step
+
+    def _spent(self) -> tuple[float, float]:
+        """Seconds spent so far on the training, set-up included, and on running the fixed batch."""
+        probe = self._guard.parts["fixed batch"]
+        return self._guard.spent - probe, probe
 
     def _disarm(self) -> None:
         for handle in self._root_hooks:
@@ -303,7 +320,7 @@ class Watcher:
 
     def _cost(self) -> Cost:
         elapsed = perf_counter() - self._started
-        return Cost(elapsed, self._guard.spent, self._setup, self._sample, self._last)
+        return Cost(elapsed, self._setup, self._live, self._probe, self._last)
 
     # What is told to the record.
 
