@@ -225,7 +225,7 @@ def test_every_rank_gets_the_same_statistics(tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            import sys, torch, torch.distributed as dist
+            import os, sys, torch, torch.distributed as dist
             from torch import nn
             from normscope.treat.treatments.recalibrate import recalibrate
             rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -234,7 +234,9 @@ def test_every_rank_gets_the_same_statistics(tmp_path):
             model = nn.BatchNorm1d(3)
             recalibrate(model, list(data[rank::2]), group=dist.group.WORLD)
             torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+            dist.barrier()
             dist.destroy_process_group()
+            os._exit(0)
             """
         )
     )

@@ -34,11 +34,12 @@ WORKER = """
                 optimizer.zero_grad()
                 parallel(x).square().mean().backward()
                 optimizer.step()
+        dist.barrier()
         dist.destroy_process_group()
 
     if os.fork():
         work(0)
-        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+        os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
     try:
         work(1)
     except BaseException:
