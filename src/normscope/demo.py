@@ -22,6 +22,7 @@ from normscope.terms.datum import Datum
 from normscope.terms.errors import MissingExtraError
 from normscope.terms.finding import Diagnosis
 from normscope.terms.verdict import Trial
+from normscope.treat.trial import seeded
 
 DEPTH, WIDTH, BATCH, RATE = 20, 64, 128, 0.05
 
@@ -59,6 +60,11 @@ def sick_network() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
 
 
+def momentum_sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of every run."""
+    return torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Layers of 64 units are too small to share between threads; the caller's number of threads afterwards."""
@@ -91,7 +97,7 @@ def demo(
 
     def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = sick_network()
-        return model, torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+        return model, momentum_sgd(model)
 
     def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
         chosen = torch.randint(len(images), (BATCH,))
@@ -109,15 +115,15 @@ def demo(
                 progress(stage, step + 1, steps)
         return ns.diagnose(path, model=model)
 
-    with _seeded(seeds[0]):
+    with seeded(seeds[0]):
         model, optimizer = build(seeds[0])
         before = watched(model, optimizer, _fresh(out / "untreated"), "watch the untreated network")
 
     cure = before.prescriptions[:1]
-    with _seeded(seeds[0]):
+    with seeded(seeds[0]):
         model, _ = build(seeds[0])
         model = ns.treat(model, cure, data=images[:BATCH]).model
-        optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+        optimizer = momentum_sgd(model)
         after = watched(model, optimizer, _fresh(out / "treated"), "watch the treated network")
 
     runs = 2 * len(seeds) * steps
@@ -135,14 +141,6 @@ def demo(
     told = replace(before, subject="Twenty tanh layers on handwritten digits")
     page = ns.report(out / "untreated", out / "report.html", diagnosis=told)
     return Demo(before, after, trial, page)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The random state that `seed` gives, and the caller's own afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _fresh(run: Path) -> Path:
