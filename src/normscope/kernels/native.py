@@ -65,16 +65,17 @@ def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | No
 
 def averages(spec: NormSpec) -> bool:
     """Whether one call of ATen normalizes by the batch and blends its statistics into running ones, as `spec` asks."""
-    usual = spec.train_from == "batch" and spec.infer_from == "running" and spec.unbiased and spec.accumulate == 1
-    return usual and spec.over == _BATCH and spec.layout == "channels_first" and refuses(spec) is None
+    usual = spec.train_from in ("batch", "input") and spec.infer_from in ("running", "cumulative")
+    usual = usual and spec.unbiased and spec.accumulate == 1 and spec.layout == "channels_first"
+    return usual and spec.over in (_BATCH, _POSITIONS) and refuses(spec) is None
 
 
 def averaged(
-    x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, spec: NormSpec, momentum: float, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """The formula with the statistics of the batch, which are blended into `mean` and `var`, (C,) each, in place."""
-    momentum = 0.1 if spec.momentum is None else spec.momentum
-    return F.batch_norm(x, mean, var, weight, bias, True, momentum, spec.eps or 0.0)
+    function = torch.batch_norm if "N" in spec.over else torch.instance_norm
+    return function(x, weight, bias, mean, var, True, momentum, spec.eps or 0.0, torch.backends.cudnn.enabled)
 
 
 def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -83,6 +84,13 @@ def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor
         first = F.batch_norm(x.movedim(-1, 1), mean, var, weight, bias, False, 0.0, spec.eps or 0.0)
         return first.movedim(1, -1)
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, spec.eps or 0.0)
+
+
+def family(spec: NormSpec) -> str | None:
+    """Which of ATen's functions takes the statistics that `spec` asks for."""
+    if spec.over == _CHANNELS:
+        return "rms" if _is_rms(spec) else "layer" if spec.groups == 1 else None
+    return {_BATCH: "batch", _SAMPLE: "group", _POSITIONS: "instance"}.get(spec.over)
 
 
 def _is_rms(spec: NormSpec) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normscope.kernels.cells import ungroupable
 from normscope.kernels.reference import activate
 from normscope.norms.leaf import Proxy, leaf
+from normscope.norms.shortcuts import shortcuts
 from normscope.norms.sources import Call, initial_state, run
 from normscope.norms.whitening import Whitening
 from normscope.terms.errors import ShapeError, SpecError
@@ -41,7 +42,6 @@ class Norm(nn.Module):
     """
 
     _version = 2
-    spec: NormSpec
     weight: Tensor | None
     bias: Tensor | None
 
@@ -62,7 +62,7 @@ class Norm(nn.Module):
         self.process_group: Any = None  # for synchronized statistics; None is the default group
         if spec.groups > 1 and self.channels % spec.groups:
             raise ungroupable(self.channels, spec.groups)
-        self.spec = spec
+        self.spec = spec  # and its shortcuts
         for name, wanted in (("weight", spec.affine), ("bias", spec.bias)):
             values = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, values)
@@ -89,6 +89,16 @@ class Norm(nn.Module):
         return {name: buffers[name] for name in self._kept}  # type: ignore[misc]
 
     @property
+    def spec(self) -> NormSpec:
+        """The description; setting it changes what the layer computes."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: NormSpec) -> None:
+        self._spec = value
+        self._shortcuts = shortcuts(value)
+
+    @property
     def eps(self) -> float | None:
         """The guard of the division; setting it changes `spec`."""
         return self.spec.eps
@@ -108,6 +118,11 @@ class Norm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input."""
+        shortcut = self._shortcuts[self.training]
+        if shortcut is not None and mask is None and type(input) is Tensor:
+            y = shortcut(self, input)
+            if y is not None:
+                return y
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
         x = input.flatten(-len(self.shape)) if len(self.shape) > 1 else input

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,22 +53,40 @@ class Running(Given):
         return self.normalize(call._replace(state=held)), ()
 
     def at_once(self, call: Call) -> Tensor | None:
-        """What torch's layer does, bit for bit, on the host, which can undo what a non-finite batch has taught."""
+        """What torch's layer does, bit for bit, on the host; None where that serves not."""
         x, spec, weight, bias, state, mask, _ = call
-        if mask is not None or not _on_host(x) or not native.averages(spec) or not x.numel():
+        if mask is not None or torch.compiler.is_compiling() or not native.averages(spec):
             return None
         assert state is not None
-        mean, var = state["running_mean"], state["running_var"]
-        if mean.dtype not in _HOST_DTYPES:
+        return self.learned(x, spec, state, weight, bias)
+
+    def learned(
+        self, x: Tensor, spec: NormSpec, state: Mapping[str, Any], weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor | None:
+        """The output of one call of ATen, which blends in the batch too; None, and nothing learned, if not finite.
+
+        Only the host can look at what came of it, and take it back. It keeps what was through numpy, which sees the
+        same memory: a copy there costs a tenth of a tensor's.
+        """
+        mean, var, count = state["running_mean"], state["running_var"], state["num_batches_tracked"]
+        if not x.is_cpu or mean.dtype not in _HOST_DTYPES:
             return None
-        before = mean.clone(), var.clone()
-        y = native.averaged(x, spec, mean, var, weight, bias)
+        of_batch = "N" in spec.over
+        if x.numel() <= (mean.numel() if of_batch else mean.numel() * len(x)) or not (of_batch or x.is_contiguous()):
+            return None  # one cell a statistic; or a layout that ATen would not keep
+        held = mean.numpy(), var.numpy()
+        before = held[0].copy(), held[1].copy()
+        y = native.averaged(x, spec, self.newest(spec, count), mean, var, weight, bias)
         if math.isfinite(torch.dot(mean, var).item()):
-            state["num_batches_tracked"].add_(1)
+            if of_batch:  # torch's InstanceNorm holds the count and does not count
+                count.add_(1)
             return y
-        mean.copy_(before[0])
-        var.copy_(before[1])
+        held[0][:], held[1][:] = before
         return None
+
+    def newest(self, spec: NormSpec, count: Tensor) -> float:
+        """The weight of the next batch, on the host."""
+        return 0.1 if spec.momentum is None else spec.momentum
 
     def repeat(self, call: Call) -> Tensor:
         """Normalize by the average, which the first run has taught."""
@@ -119,6 +138,10 @@ class Cumulative(Running):
     def share(self, state: Mapping[str, Tensor], spec: NormSpec) -> Tensor | float:
         """One part in as many as there were batches."""
         return (1.0 / state["num_batches_tracked"].clamp(min=1)).to(state["running_mean"].dtype)
+
+    def newest(self, spec: NormSpec, count: Tensor) -> float:
+        """One part in as many as there will be batches."""
+        return 1.0 / (int(count) + 1)
 
 
 class Population(Running):
