@@ -185,12 +185,12 @@ class _Pending:
             return
         found = torch.autograd.grad(root, parameters, weight, allow_unused=True)  # pyright: ignore
         for place, value in zip(places, found):
-            self._show(place.gradient, value)
+            self._show(place.gradient, value, place.owner)
 
-    def _show(self, site: Site, value: Tensor | None) -> None:
+    def _show(self, site: Site, value: Tensor | None, owner: nn.Module | None = None) -> None:
         if value is not None:
             value = value if self._scale == 1.0 else value.float() / self._scale
-            self._batch.show(self._view, "probe", site, value)
+            self._batch.show(self._view, "probe", site, value, owner)
 
 
 def loss_of(output: Any) -> Tensor | None:

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
 from normscope.watch.sample import summary_of
 
-Mode = Literal["probe", "probe_eval"]
+Mode = Literal["probe", "probe_eval", "batch"]
 
 
 class Scalar(NamedTuple):
@@ -44,7 +44,8 @@ class Sight:
 
     Attributes:
         site: the place, `what` included.
-        mode: ``"probe"`` in training mode, ``"probe_eval"`` in evaluation mode.
+        mode: ``"probe"`` in training mode, ``"probe_eval"`` in evaluation mode; ``"batch"`` is the training batch of
+            the step instead of the fixed batch, in training mode, where a measure compares the two.
         tensor: the whole tensor, detached; gone or overwritten after `Measure.see` returns.
         module: the module that made it; None for a function.
     """
@@ -87,14 +88,28 @@ class View:
 
 
 class Measure:
-    """One measure of the fixed batch. It may look at each tensor while it is there, and tells at the end."""
+    """One measure of the fixed batch. It may look at each tensor while it is there, and tells at the end.
+
+    Attributes:
+        on_request: whether it is taken only where it is named: it costs more than it tells most users.
+    """
+
+    on_request: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._found: list[Reading] = []
 
     def see(self, sight: Sight) -> None:
         """Called for each tensor of the passes, in order of execution, before anything can overwrite it."""
 
+    def find(self, site: Site | None, quantity: str, value: float) -> None:
+        """Keep one number until `tell`."""
+        self._found.append(Scalar(site, quantity, value))
+
     def tell(self, view: View) -> Iterable[Reading]:
-        """What was measured at this step."""
-        raise NotImplementedError
+        """What was measured at this step: what was found since the last one, unless a measure tells otherwise."""
+        found, self._found = self._found, []
+        return found
 
 
 def measures() -> Mapping[str, type[Measure]]:
@@ -113,13 +128,19 @@ def measures() -> Mapping[str, type[Measure]]:
 
 
 def measures_named(names: Iterable[str] | None) -> dict[str, Measure]:
-    """Fresh measures: all of them, or those named.
+    """Fresh measures: all but those on request, or those named.
 
     Raises:
         UnknownNameError: there is no measure of that name.
     """
     known = measures()
-    chosen = list(known) if names is None else [names] if isinstance(names, str) else list(names)
+    chosen = (
+        [name for name in known if not known[name].on_request]
+        if names is None
+        else [names]
+        if isinstance(names, str)
+        else list(names)
+    )
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise UnknownNameError(

@@ -6,11 +6,9 @@ and Initialization", section 2); a saturated sigmoid is constant at 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
-from normscope.watch.measure import Measure, Reading, Scalar, Sight, View
+from normscope.watch.measure import Measure, Sight
 from normscope.watch.sample import rows_of
 
 _MIXING = frozenset(["Softmax", "Softmax2d", "LogSoftmax", "softmax", "log_softmax"])  # an output is no unit of its own
@@ -19,9 +17,6 @@ _MIXING = frozenset(["Softmax", "Softmax2d", "LogSoftmax", "softmax", "log_softm
 class Dead(Measure):
     """``dead``: the share of units (channels) whose output is one value in every cell of the batch."""
 
-    def __init__(self) -> None:
-        self._found: list[Reading] = []
-
     def see(self, sight: Sight) -> None:
         """Count at the output of activations, in training mode."""
         site = sight.site
@@ -29,12 +24,7 @@ class Dead(Measure):
             return
         share = dead_share(sight.tensor, site.channel_axis)
         if share is not None:
-            self._found.append(Scalar(site, "dead", share))
-
-    def tell(self, view: View) -> Iterable[Reading]:
-        """One share for each activation."""
-        found, self._found = self._found, []
-        return found
+            self.find(site, "dead", share)
 
 
 def dead_share(tensor: Tensor, channel_axis: int | None) -> float | None:

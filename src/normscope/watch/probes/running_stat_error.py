@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from torch import Tensor
 
+from normscope.stats.distance import symmetric_kl
 from normscope.stats.moments import Moments
-from normscope.watch.measure import Measure, Reading, Scalar, Sight, View
+from normscope.watch.measure import Measure, Sight
 
 
 class RunningStatError(Measure):
     """``running_stat_error``: √((running mean − μ)² + (running deviation − σ)²) / σ of the input, mean over channels.
 
     μ and σ are those of the fixed batch, which stands for the population: an error of one deviation is a channel that
-    evaluation mode centres or scales wrongly by as much as the channel varies.
+    evaluation mode centres or scales wrongly by as much as the channel varies. ``running_stat_kl``: the symmetric KL
+    divergence of the two as Gaussians, in nats, mean over channels (`stats.distance.symmetric_kl`).
     """
-
-    def __init__(self) -> None:
-        self._found: list[Reading] = []
 
     def see(self, sight: Sight) -> None:
         """Compare at the input of norms that keep a running mean and variance."""
@@ -29,14 +26,12 @@ class RunningStatError(Measure):
         channels = sight.summary.channels
         if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or channels is None:
             return
-        if mean.shape == channels.mean.shape:
-            errors = error(mean.double().cpu().numpy(), variance.double().cpu().numpy(), channels)
-            self._found.append(Scalar(sight.site.at("output"), "running_stat_error", float(np.mean(errors))))
-
-    def tell(self, view: View) -> Iterable[Reading]:
-        """One error for each norm with running statistics."""
-        found, self._found = self._found, []
-        return found
+        if mean.shape != channels.mean.shape:
+            return
+        centre, spread = (statistic.double().cpu().numpy() for statistic in (mean, variance))
+        site, running = sight.site.at("output"), Moments(channels.count, centre, spread * channels.count)
+        self.find(site, "running_stat_error", float(np.mean(error(centre, spread, channels))))
+        self.find(site, "running_stat_kl", float(np.mean(symmetric_kl(running, channels))))
 
 
 def error(mean: np.ndarray, variance: np.ndarray, channels: Moments) -> np.ndarray:
