@@ -14,6 +14,7 @@ from normscope.anatomy.flow import trace
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.norms.module import Norm
 from normscope.stats.moments import Moments
+from normscope.treat.fused import without_activation
 from normscope.treat.measure import difference
 
 
@@ -40,8 +41,7 @@ def calibrate(original: nn.Module, treated: nn.Module, paths: Sequence[str], pro
             assert isinstance(new, Norm)
             once = calls.count(path) == 1
             _keep_population(treated, new, probes, once)
-            if new.spec.activation is None:
-                _keep_line(new, _pairs(original, old, treated, new, probes, once))
+            _keep_line(new, _pairs(original, old, treated, new, probes, once))
         return _fit(original, treated, ordered, probes)
 
 
@@ -87,9 +87,11 @@ def _keep_population(model: nn.Module, norm: Norm, probes: Sequence[Probe], once
 def _pairs(
     original: nn.Module, old: nn.Module, treated: nn.Module, new: Norm, probes: Sequence[Probe], once: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What reaches the new norm, and what the old one made of what reached it."""
+    """What reaches the new norm, and what the old one made, before any activation, of what reached it."""
+    bare = without_activation(old)
     for probe in probes:
-        wanted = _caught(original, old, probe, once, inputs=False)
+        wanted = _caught(original, old, probe, once, inputs=bare is not old)
+        wanted = wanted if bare is old else [bare(x) for x in wanted]
         given = _caught(treated, new, probe, once, inputs=True)
         yield from zip(given, wanted)
 
@@ -102,10 +104,11 @@ def _keep_line(norm: Norm, pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
     if norm.bias is not None:
         norm.bias.zero_()
     line, axis = _Line(), _axis(norm)
+    bare = without_activation(norm)
     training = norm.training
-    norm.eval()
+    bare.eval()
     for x, y in pairs:
-        line.add(_cells(norm(x), axis), _cells(y, axis))
+        line.add(_cells(bare(x), axis), _cells(y, axis))
     norm.train(training)
     slope = line.slope(through_origin=norm.bias is None)
     norm.weight.copy_(slope - offset)

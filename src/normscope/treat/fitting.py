@@ -11,11 +11,15 @@ from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.spec import Layout, NormSpec
 
+AFFINE = NormSpec(frozenset(), train_from="none", infer_from="none", center=False, scale=None)  # what a removal leaves
+STANDARDIZED = "+WS"  # after a catalog's name: and the layers before it with standardized weights
 SHARING = 16  # channels that share a statistic where there are no positions to share it (Wu & He 2018, table 3)
 
 
 def spec_named(norm: str | NormSpec | Mapping[str, Any]) -> NormSpec:
     """The description that `norm` stands for: a name of the catalog, a `NormSpec`, or its `to_dict`.
+
+    ``"none"`` is no norm but a weight and a bias a channel; ``"GroupNorm+WS"`` asks for standardized weights before it.
 
     Raises:
         UnknownNameError: the catalog has no such name.
@@ -26,13 +30,15 @@ def spec_named(norm: str | NormSpec | Mapping[str, Any]) -> NormSpec:
     if isinstance(norm, Mapping):
         known = {field.name for field in fields(NormSpec)}
         return NormSpec(**{name: _frozen(value) for name, value in norm.items() if name in known})
-    if norm in CATALOG:
-        return CATALOG[norm]
+    if norm == "none":
+        return AFFINE
+    if (row := CATALOG.get(norm.removesuffix(STANDARDIZED))) is not None:
+        return row.but(weights="standardized") if norm.endswith(STANDARDIZED) else row
     close = get_close_matches(str(norm), CATALOG, 1)
     raise UnknownNameError(
         "A treatment was asked for with a norm that does not exist.",
         found=f"{norm!r}",
-        because="a norm is named as in normscope.catalog, or described by a NormSpec",
+        because='a norm is named as in normscope.catalog, with "+WS" or not, or "none", or described by a NormSpec',
         do=(f"did you mean {close[0]!r}? " if close else "") + "choose one of " + ", ".join(sorted(CATALOG)),
     )
 
@@ -44,7 +50,7 @@ def name_of(spec: NormSpec) -> str:
 
 def same_kind(one: NormSpec, other: NormSpec) -> bool:
     """Whether both take the same statistics of the same cells: equal but for eps, momentum, affine, layout and cast."""
-    kind = ("over", "train_from", "infer_from", "groups", "center", "scale", "weights")
+    kind = ("over", "train_from", "infer_from", "groups", "center", "scale")
     return all(getattr(one, name) == getattr(other, name) for name in kind)
 
 
@@ -64,6 +70,8 @@ def fitted(spec: NormSpec, channels: int, layout: Layout, *, positions: bool = T
 
 def words(spec: NormSpec, channels: int) -> str:
     """The norm as one reads it: ``GroupNorm(15 groups of 2)``."""
+    if spec.scale is None and not spec.over:
+        return f"weight and bias of {channels} channels"
     if spec.over == frozenset("CS") and spec.center:
         return f"GroupNorm({spec.groups} group{'s' * (spec.groups > 1)} of {channels // spec.groups})"
     return f"{name_of(spec)}({channels})"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from normscope.terms.datum import Datum
 from normscope.terms.errors import DataError, NormscopeError, TreatmentRefused, UnknownNameError
 from normscope.terms.finding import Diagnosis, Finding, Prescription
+from normscope.treat.optimizer import over
 from normscope.treat.snapshot import Snapshot, working_copy
 
 Preserves = Literal["exact", "approximate", "nothing"]
@@ -42,6 +44,8 @@ class Treated(Datum):
         error: the measured difference, in the unit that the treatment's documentation states; None when there was
             nothing to measure it on.
         skipped: sites left as they were, with the reason. Advice that no treatment can execute stands under ``""``.
+        parameters: for each parameter of the untreated model, by name, the name of the same parameter in the treated
+            one; None for one that is gone. A parameter of the treated model that is not named here is new.
     """
 
     model: nn.Module = field(repr=False)
@@ -49,6 +53,22 @@ class Treated(Datum):
     preserves: Preserves = "exact"
     error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    parameters: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+
+    def carry(self, optimizer: Optimizer, original: nn.Module | Mapping[str, nn.Parameter]) -> Optimizer:
+        """An optimizer like `optimizer` over the treated model, with its state for every parameter that is still there.
+
+        Args:
+            optimizer: the optimizer of the untreated model; it stays as it is.
+            original: the untreated model; after a treatment in place, ``dict(model.named_parameters())`` from before.
+
+        Raises:
+            ModelError: the optimizer cannot be made again from its class and its defaults.
+        """
+        before = dict(original.named_parameters()) if isinstance(original, nn.Module) else original
+        now = dict(self.model.named_parameters(remove_duplicate=False))
+        kept = {parameter: now[name] for old, parameter in before.items() if (name := self.parameters.get(old))}
+        return over(optimizer, self.model, before.values(), kept)
 
 
 @dataclass(frozen=True)
@@ -137,7 +157,11 @@ def perform(model: nn.Module, act: Callable[[nn.Module], Treated], *, inplace: b
     """
     before = Snapshot(model) if inplace else None
     try:
-        return act(model if inplace else working_copy(model))
+        patient = model if inplace else working_copy(model)
+        named = dict(patient.named_parameters())
+        treated = act(patient)
+        now = {parameter: name for name, parameter in treated.model.named_parameters()}
+        return replace(treated, parameters={name: now.get(parameter) for name, parameter in named.items()})
     except BaseException as error:
         if before is not None:
             before.restore()

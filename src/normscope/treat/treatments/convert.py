@@ -4,14 +4,17 @@ Weight and bias stay the same parameters (the same objects, so that an optimizer
 counts agree; running statistics go along where the new norm keeps any. With data, the new norms are fitted so that
 their outputs match those of the old ones, and the error that remains is measured. Groups are chosen to divide.
 
-Between batch norms that keep statistics (plain, synchronized, frozen) the function in evaluation mode is preserved
-exactly. Any other conversion preserves it to the measured error, or nothing when there is no data to measure it on.
+Between batch norms that keep statistics (plain, synchronized, renormalized, ghost, frozen), and when such a norm is
+removed (``"none"``: its weight and bias remain, with the statistics in them), the function in evaluation mode is
+preserved exactly. Any other conversion preserves it to the measured error, or nothing when there is no data to measure
+it on. ``"GroupNorm+WS"`` also standardizes the weights of the layers that feed the norms.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +32,14 @@ from normscope.terms.spec import NormSpec
 from normscope.treat.batches import batches, empty
 from normscope.treat.calibration import Fit, calibrate
 from normscope.treat.fitting import fitted, same_kind, spec_named, words
+from normscope.treat.flows import flow_of
+from normscope.treat.folding import line
+from normscope.treat.fused import unlike, without_activation
 from normscope.treat.measure import difference
 from normscope.treat.snapshot import working_copy
+from normscope.treat.standardizing import standardize
 from normscope.treat.surgery import replace, unregistered, within
-from normscope.treat.treatment import Change, Preserves, Treated, Treatment, perform, weakest
+from normscope.treat.treatment import Change, Preserves, Treated, Treatment, perform
 
 Target = str | NormSpec | Mapping[str, Any]
 Where = str | Iterable[str] | Callable[[Site], bool] | None
@@ -63,7 +70,8 @@ def convert(
     Args:
         model: the network.
         to: a name of the catalog, a description (or its `to_dict`), or a function of the norm's `Site` that gives one
-            of these, or None to leave that norm alone.
+            of these, or None to leave that norm alone. ``"GroupNorm+WS"`` is any name with weight standardization of
+            the layers before; ``"none"`` removes norms and leaves a weight and a bias a channel.
         where: which norms: a path, several paths (each with all beneath it), or a function of the `Site`; None is all.
         data: a batch or an iterable of batches to fit the new norms on.
         inplace: convert `model` itself instead of a copy.
@@ -104,6 +112,8 @@ def apply(
     reached = _inputs(model, probes)
     original = working_copy(model) if probes else None
     plans, skipped = [], _unreadable(model, chosen)
+    standardized: list[str] = []
+    flow = None
     for site in sites_of(model):
         module = model.get_submodule(site.path)
         if site.role != "norm" or module not in chosen or (where is not None and not where(site)):
@@ -111,6 +121,9 @@ def apply(
         wanted = to(site) if callable(to) else to
         if wanted is None:
             continue
+        if spec_named(wanted).weights == "standardized":
+            standardized.append(site.path)
+            flow = flow or flow_of(model, data)
         try:
             plan = _planned(model, site, module, wanted, reached.get(site.path), bool(probes))
         except _Unfit as unfit:
@@ -119,10 +132,14 @@ def apply(
         if plan is not None:
             plans.append(plan)
             model = replace(model, module, plan.new)
+    done, left = standardize(flow, standardized) if flow is not None else ([], [])
+    skipped += left
     fit = calibrate(original, model, [plan.path for plan in plans if not plan.exact], probes) if original else None
-    promises: list[Preserves] = ["exact" if plan.exact else "approximate" if fit else "nothing" for plan in plans]
-    changes = tuple(plan.change(fit) for plan in plans)
-    return Treated(model, changes, weakest(*promises), fit.at_output if fit else None, tuple(skipped))
+    kept: Preserves = "approximate" if fit else "nothing"
+    if not done and all(plan.exact for plan in plans):
+        kept = "exact"
+    changes = (*(plan.change(fit) for plan in plans), *(Change(*told) for told in done))
+    return Treated(model, changes, kept, fit.at_output if fit else None, tuple(skipped))
 
 
 class _Unfit(Exception):
@@ -151,9 +168,9 @@ def _planned(
     """The conversion of one norm; None when it is of the wanted kind already."""
     source = site.spec
     assert source is not None
-    channels = _channels(module)
+    channels = _channels(module, source, fitting)
     spread = _has_positions(module, reached)
-    spec = fitted(spec_named(to), channels, source.layout, positions=spread)
+    spec = fitted(spec_named(to).but(weights=None), channels, source.layout, positions=spread)
     if isinstance(to, str):
         if _of_kind(spec, source):
             return None
@@ -167,7 +184,7 @@ def _planned(
     if held := unregistered(model, module):
         raise _Unfit(f"`{held}` holds it outside of the registered modules and would go on calling it")
     new = _built(spec, source, module, channels, _like(module, reached, model))
-    exact = _same_at_inference(spec, source)
+    exact = _removed(module, new, reached) if spec.scale is None else _same_at_inference(spec, source)
     if exact and not _agree(module, new):
         raise _Unfit(f"{type(module).__name__} does not compute what its description says")
     asked = spec_named(to).groups
@@ -179,6 +196,8 @@ def _planned(
 
 def _kept(spec: NormSpec, source: NormSpec, module: nn.Module, fitting: bool) -> NormSpec:
     """`spec`, a row of the catalog, with what belongs to the layer that it is to replace."""
+    if spec.scale is None:
+        return spec.but(activation=source.activation)
     changes: dict[str, Any] = {
         "momentum": source.momentum if source.momentum is not None else spec.momentum,
         "affine": source.affine or (fitting and spec.affine),
@@ -220,11 +239,23 @@ def _built(spec: NormSpec, source: NormSpec, module: nn.Module, channels: int, l
     return new
 
 
+def _removed(module: nn.Module, new: Norm, reached: Tensor | None) -> bool:
+    """Let `new`, a weight and a bias, do what `module` does by stored statistics; False when it does more."""
+    straight = None
+    for rank in (4, 3, 2, 5) if reached is None else (reached.ndim,):
+        with suppress(ValueError, NormscopeError):  # a norm may take one rank only
+            straight = straight or line(without_activation(module), rank)
+    if straight is None or new.weight is None or new.bias is None:
+        return False
+    new.weight, new.bias = (nn.Parameter(part.to(new.weight), new.weight.requires_grad) for part in straight)
+    return True
+
+
 def _carry(old: Tensor, new: Norm, name: str) -> None:
     if isinstance(old, nn.Parameter) and old.shape == getattr(new, name).shape:
         setattr(new, name, old)
-    else:
-        getattr(new, name).copy_(old.reshape(-1))
+    else:  # a weight for each cell of several axes: the mean of each channel's
+        getattr(new, name).copy_(old.reshape(getattr(new, name).numel(), -1).mean(1))
 
 
 def _of_kind(wanted: NormSpec, source: NormSpec) -> bool:
@@ -259,7 +290,7 @@ def _agree(old: nn.Module, new: nn.Module) -> bool:
     return False
 
 
-def _channels(module: nn.Module) -> int:
+def _channels(module: nn.Module, source: NormSpec, fitting: bool) -> int:
     """The number of channels that `module` normalizes.
 
     Raises:
@@ -270,16 +301,18 @@ def _channels(module: nn.Module) -> int:
         raise _Unfit("it has no channels before its first batch")
     if parametrize.is_parametrized(module):
         raise _Unfit("its parameters are reparametrized")
-    if any(True for _ in module.children()):
-        held = ", ".join(f"`{name}`" for name, _ in module.named_children())
-        raise _Unfit(f"{type(module).__name__} holds further modules ({held}), which a norm in its place would drop")
+    if reason := unlike(module, source):
+        raise _Unfit(reason)
     tensors = (getattr(module, name, None) for name in ("weight", "running_mean"))
     sizes = {tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)}
     for name in ("num_features", "num_channels", "normalized_shape", "channels"):
         if (size := getattr(module, name, None)) is not None:
             sizes.add((size,) if isinstance(size, int) else tuple(size))
-    if len(sizes) != 1 or len(shape := sizes.pop()) != 1:
-        raise _Unfit("it does not say how many channels it has, or has a weight for each of several axes")
+    if len(sizes) != 1:
+        raise _Unfit("it does not say how many channels it has")
+    shape = sizes.pop()
+    if len(shape) != 1 and not (fitting and source.over == frozenset("CS") and source.layout == "channels_first"):
+        raise _Unfit("it has a weight for each of several axes; pass data to fit one for each channel")
     unread = {name for name, _ in module.named_parameters()} - {"weight", "bias"}
     if unread:
         raise _Unfit(f"it has parameters of its own: {', '.join(sorted(unread))}")
