@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from normscope.stats.summary import Summary
 from normscope.terms.activations import activation_named
+from normscope.watch.attention import attention_weights
 from normscope.watch.probes.affine import collapsed, dominance
+from normscope.watch.probes.batch_noise import batch_of, compared
 from normscope.watch.probes.effective_rank import effective_rank
 from normscope.watch.probes.entropy import entropy
 from normscope.watch.probes.gradient_flow import gain
@@ -168,3 +170,88 @@ def test_the_error_of_running_statistics_in_nats(tmp_path):
     assert record.series("0", "running_stat_kl").values == pytest.approx([(1.0 + 1.125) / 2])
     assert record.series("0", "running_stat_error").values == pytest.approx([1.0])
     assert RunningStatError.__doc__ and not RunningStatError.on_request
+
+
+# Batch noise.
+
+
+def test_noise_and_excess_of_two_batches_by_hand():
+    def batch(*values):
+        return batch_of(torch.tensor(values, dtype=torch.float64)[:, None], 1)
+
+    noise, excess = compared(batch(1.0, 3.0), batch(-1.0, 1.0))
+    # Means 2 and 0; s² = 2, so chance alone sets them √2·√(1/2 + 1/2) apart; the cells vary by 1, half of 2² is ours.
+    assert excess == pytest.approx(4 / 2) and noise == pytest.approx(math.sqrt(2))
+    assert compared(batch(1.0, 3.0), batch(1.0, 3.0)) == (0.0, 0.0)
+    assert compared(batch(1.0, 1.0), batch(1.0, 1.0)) == (None, None)
+    assert batch_of(torch.ones(1, 3), 1) is None and batch_of(torch.ones(3, 2), None) is None
+    maps = batch_of(torch.arange(12.0).reshape(2, 2, 3), 1)  # two samples, two channels, three positions
+    assert maps.samples.tolist() == [[1.0, 4.0], [7.0, 10.0]] and maps.mean.tolist() == [4.0, 7.0]
+    assert maps.variance.tolist() == pytest.approx([(9 * 2 + 2 / 3 * 2) / 2] * 2)
+
+
+@pytest.mark.parametrize("shape", [(16,), (16, 5, 5)], ids=["vectors", "maps"])
+def test_independent_batches_show_no_excess_and_sorted_ones_do(shape, tmp_path):
+    torch.manual_seed(0)
+    kind = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
+    excess, noise = {}, {}
+    for sort in (False, True):
+        model = nn.Sequential(kind(16), nn.Flatten(), nn.Linear(math.prod(shape), 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with watch(model, optimizer, tmp_path / f"{sort}", every=10, live=False, probes=("batch_noise",)) as watcher:
+            for step in range(201):
+                sample = torch.randn(32, *([16] + [1] * (len(shape) - 1))).expand(32, *shape)  # alike at all positions
+                model(sample + (step // 10 % 2) * sort).sum().backward()
+                optimizer.step()
+        excess[sort], noise[sort] = (
+            watcher.record.series("0", f"batch_stat_{what}").values for what in ("excess", "noise")
+        )
+    assert len(excess[False]) == 20 and excess[False].mean() == pytest.approx(1.0, abs=0.3)
+    assert noise[False].mean() == pytest.approx(1 / math.sqrt(32), rel=0.25)
+    assert excess[True].mean() > 5
+
+
+# Attention.
+
+
+def test_the_weights_of_attention_are_those_that_torch_uses():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8), torch.eye(7).expand(2, 2, 7, 7)
+    boolean, added = torch.rand(2, 1, 5, 7) > 0.3, torch.randn(5, 7)
+    for settings in ({}, {"attn_mask": boolean}, {"attn_mask": added, "scale": 0.7}, {"is_causal": True}):
+        told = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **settings)  # the values are one-hot
+        assert torch.allclose(attention_weights(q, k, v, enable_gqa=True, **settings), told, atol=1e-6)
+
+
+class Attention(nn.Module):
+    """Attention of a sequence to itself, written in one of four ways; `sharp` makes it look at one place."""
+
+    def __init__(self, how, sharp):
+        super().__init__()
+        self.how, self.sharp = how, sharp
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        with torch.no_grad():
+            self.attend.in_proj_weight.copy_(torch.eye(4).repeat(3, 1) * sharp)
+            self.attend.in_proj_bias.zero_()
+
+    def forward(self, x):
+        if self.how == "module":
+            return self.attend(x, x, x, need_weights=False)[0]
+        heads = (F.linear(x, self.attend.in_proj_weight[:4]).unflatten(-1, (2, 2)).transpose(1, 2),) * 2
+        if self.how == "function":
+            mixed = F.scaled_dot_product_attention(*heads, heads[0])
+        else:
+            mixed = (heads[0] @ heads[1].mT / math.sqrt(2)).softmax(-1) @ heads[0]
+        return self.attend.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("sharp", [0.0, 1.0, 100.0])
+def test_the_entropy_of_attention_however_it_is_written(sharp, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4)
+    head = (sharp * x).unflatten(-1, (2, 2)).transpose(1, 2)
+    truth = entropy((head @ head.mT / math.sqrt(2)).softmax(-1))
+    for how, place in (("module", "attend"), ("function", "/scaled_dot_product_attention"), ("formula", "/softmax")):
+        record = probed(Attention(how, sharp), x, tmp_path / how, probes=("entropy",))
+        assert record.series(place, "entropy").values == pytest.approx([truth], abs=1e-5), how
+    assert (truth == pytest.approx(1.0)) if sharp == 0 else truth < (1.0 if sharp == 1 else 0.05)

@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -19,7 +19,9 @@ from normscope.anatomy.batch import Probe, first_tensor
 from normscope.anatomy.isolate import isolated
 from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.walk import sites
+from normscope.terms.errors import ModelError
 from normscope.terms.site import Site
+from normscope.watch.attention import Attending
 from normscope.watch.hooks import saving_privately
 from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
 from normscope.watch.plan import Plan, input_of, root_of
@@ -61,6 +63,9 @@ class FixedBatch:
         with _apart(self._replica.model, None, seed):
             self.sites: tuple[Site, ...] = sites(self._replica.model, probe.detached())
         self._plan = Plan.of(self._replica.model, self.sites)
+        self._compares = any(measure.compares_batches for measure in self._measures) and any(
+            site.spec is not None and "N" in site.spec.over for site in self.sites
+        )
         self._known = {(site.path, site.call): (input_of(site), site, site.at("gradient")) for site in self.sites}
 
     @property
@@ -73,13 +78,16 @@ class FixedBatch:
         """Whether the live model still is the model that was copied."""
         return self._replica.fits
 
-    def run(self, step: int, *, held: Tensor | None = None, scale: float = 1.0) -> list[Reading]:
+    def run(
+        self, step: int, *, held: Tensor | None = None, scale: float = 1.0, batch: Probe | None = None
+    ) -> list[Reading]:
         """Run both passes at the parameters as they are now, and tell what every measure says.
 
         Args:
             step: optimizer steps taken.
             held: a gradient of the model's output to use where there is no loss.
             scale: what to multiply the loss with while it is differentiated, against underflow in half precision.
+            batch: the training batch of the step, for measures that compare it with the fixed one: a pass of its own.
         """
         view = View(step, self._replica.model)
         self.gradient, self.trouble = "none", None
@@ -93,6 +101,9 @@ class FixedBatch:
             output = self._observed(view, "probe", pending)
             self._show_root(view, "probe", output)
             loss = self._differentiated(pending, output, held, scale)
+        if batch is not None and self._compares:
+            with _apart(self._replica.model, None, self._seed), suppress(ModelError):  # one sample more or less
+                self._observed(view, "batch", None, batch)
         readings: list[Reading] = [] if loss is None else [Scalar(None, "probe_loss", loss)]
         for measure in self._measures:
             readings += measure.tell(view)
@@ -105,16 +116,26 @@ class FixedBatch:
             return
         if site.channel_axis is not None and site.channel_axis < 0 and values.ndim != tensor.ndim:
             site = replace(site, channel_axis=site.channel_axis % tensor.ndim)
+        if mode == "batch" and (site.role, site.what) != ("norm", "input"):
+            return
         sight = Sight(site, mode, values, module)
         for measure in self._measures:
             measure.see(sight)
-        view.summaries[mode, site.key] = Distribution(site, mode, sight.summary)
+        if mode != "batch" and site.what != "statistic":
+            view.summaries[mode, site.key] = Distribution(site, mode, sight.summary)
 
-    def _observed(self, view: View, mode: Mode, pending: _Pending | None) -> Any:
+    def _observed(self, view: View, mode: Mode, pending: _Pending | None, batch: Probe | None = None) -> Any:
+        running = root_of(self._replica.model, self.sites)  # the site that was entered last
+
         def before(call: Call, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal running
             known = self._known.get((call.path, call.call))
+            running = known[1] if known is not None else Site(call.path, "output", call.call, "", call.role, call.kind)
             if known is not None and inputs:
                 self.show(view, mode, known[0], inputs[0], call.module)
+
+        def attend(weights: Tensor) -> None:
+            self.show(view, mode, running.at("statistic", "attention"), weights)
 
         def after(call: Call, inputs: tuple[Tensor, ...], output: Any) -> None:
             known = self._known.get((call.path, call.call))
@@ -124,9 +145,12 @@ class FixedBatch:
                 if pending is not None:
                     pending.expect(known[2], tensor)
 
-        model, batch = self._replica.model, self.probe.detached()  # an in-place function may overwrite its input
-        training = None if mode == "probe" else False
-        return observe(model, after, batch, before=before, training=training, grad=pending is not None)
+        batch = (batch or self.probe).detached()  # an in-place function may overwrite its input
+        training = False if mode == "probe_eval" else None
+        with Attending(attend) if mode == "probe" else nullcontext():
+            return observe(
+                self._replica.model, after, batch, before=before, training=training, grad=pending is not None
+            )
 
     def _show_root(self, view: View, mode: Mode, output: Any) -> None:
         site = root_of(self._replica.model, self.sites)

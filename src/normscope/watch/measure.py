@@ -92,9 +92,11 @@ class Measure:
 
     Attributes:
         on_request: whether it is taken only where it is named: it costs more than it tells most users.
+        compares_batches: whether it is to see the training batch as well (`Sight.mode` ``"batch"``), norms' inputs.
     """
 
     on_request: ClassVar[bool] = False
+    compares_batches: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._found: list[Reading] = []

@@ -32,6 +32,8 @@ class Observer:
     """Runs the fixed batch; looks at one forward pass, its backward pass and the update; writes what it saw.
 
     Attributes:
+        probe: the fixed batch; None until one was seen.
+        loss_fn: the loss of the fixed batch, where it was given.
         live: whether the training is looked at, and not the fixed batch alone.
         step: the step that is being observed, or None between sampled steps.
         stepping: whether the optimizer is in its step, with a closure that runs the passes.
@@ -50,7 +52,7 @@ class Observer:
         live: bool,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
-        self._probe, self._loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
+        self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
         self._plan: Plan | None = None
         self._fixed: FixedBatch | None = None
         self._taps: Taps | None = None
@@ -65,13 +67,15 @@ class Observer:
     def begin(self, step: int, due: Due, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
         self.step = step
-        if self._probe is None and (args or kwargs):
-            self._keep_probe(step, Probe(args, kwargs))
+        batch = Probe(args, kwargs) if args or kwargs else None
+        if self.probe is None and batch is not None:
+            self._keep_probe(step, batch)
+            batch = None  # held or not, there is no second one to compare it with
         self._guard("plan", self._prepare, step=step)
         self._owed |= due.probe  # until there is a batch to run
         if self._owed and self._fixed is not None:
             self._owed = False
-            self._guard("fixed batch", self._run_fixed, step, self._fixed, step=step)
+            self._guard("fixed batch", self._run_fixed, step, self._fixed, batch, step=step)
         if due.live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
 
@@ -124,23 +128,23 @@ class Observer:
         """Hold `batch` for the rest of the run, unless it could never show anything but what is wrong with itself."""
         numbers = (exact(values) for values in map(readable, tensors(batch)) if values is not None)
         if all(bool(values.isfinite().all()) for values in numbers):
-            self._probe = batch.detached()
+            self.probe = batch.detached()
         else:
             self._journal.say("A batch that is not finite is not held as the fixed batch; a later one is.", step=step)
 
     def _prepare(self) -> None:
         """Find out where to look, at the first sampled step and when the model has been rebuilt."""
-        fits = self._fixed.fits if self._fixed is not None else self._tried or self._probe is None
+        fits = self._fixed.fits if self._fixed is not None else self._tried or self.probe is None
         if self._plan is not None and fits:
             return
         lazy = any(is_lazy(parameter) for parameter in self._model.parameters())
-        self._fixed, self._tried = None, self._probe is not None and not lazy
+        self._fixed, self._tried = None, self.probe is not None and not lazy
         if lazy:
             self._journal.say("The parameters have no values yet; the fixed batch begins with the next sample.")
         try:
-            if self._tried and self._probe is not None:
+            if self._tried and self.probe is not None:
                 self._fixed = FixedBatch(
-                    self._model, self._probe, self._measures, loss_fn=self._loss_fn, seed=self._seed
+                    self._model, self.probe, self._measures, loss_fn=self.loss_fn, seed=self._seed
                 )
         except NormscopeError as error:
             self._journal.say(f"There is no fixed batch; only the training is watched. {error}", warn=True)
@@ -156,8 +160,8 @@ class Observer:
         if fixed is not None and fixed.hooks_left_out:
             say(f"The fixed batch runs without the {fixed.hooks_left_out} hooks that stand on the model.")
 
-    def _run_fixed(self, step: int, fixed: FixedBatch) -> None:
-        readings = fixed.run(step, held=self._held, scale=self._scale if _in_half() else 1.0)
+    def _run_fixed(self, step: int, fixed: FixedBatch, batch: Probe | None) -> None:
+        readings = fixed.run(step, held=self._held, scale=self._scale if _in_half() else 1.0, batch=batch)
         self._journal.readings(step, readings)
         self._journal.know(probe_gradient=fixed.gradient)
         if fixed.trouble is not None:

@@ -195,6 +195,26 @@ class Watcher:
         self._guard("note", self._tell_ownership, optimizer)
 
     @property
+    def model(self) -> nn.Module:
+        """The model that is watched, without its wrappers."""
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer whose steps are counted."""
+        return self._optimizer
+
+    @property
+    def probe(self) -> Probe | None:
+        """The fixed batch; None until one was seen."""
+        return self._observer.probe
+
+    @property
+    def loss_fn(self) -> LossFn | None:
+        """The loss of the fixed batch, as it was given."""
+        return self._observer.loss_fn
+
+    @property
     def has_optimizer(self) -> bool:
         """Whether an optimizer's steps are counted."""
         return self._optimizer is not None
