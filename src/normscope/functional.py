@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from normscope.kernels.reference import activate
 from normscope.norms.sources import Call, run
 from normscope.terms.spec import NormSpec
 
@@ -22,8 +21,9 @@ def normalize(
     state: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
     training: bool = True,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``f(g · (x − μ)/σ + b)``, with μ and σ from where `spec` says.
+    """``f(g · (x − μ)/σ + b + r)``, with μ and σ from where `spec` says.
 
     Args:
         x: (N, C, *S), or (N, *S, C) where the description says channels last.
@@ -33,6 +33,7 @@ def normalize(
         state: the kept statistics by torch's names (``running_mean``…); updated in place while training.
         mask: (N, *S), boolean, or (N,) lengths; other cells are neither counted nor written.
         training: whether `spec.train_from` or `spec.infer_from` is the source.
+        residual: r, of the shape of `x`, or None for 0; it takes no part in the statistics.
 
     Returns:
         A tensor of the shape, dtype and memory layout of `x`.
@@ -47,4 +48,4 @@ def normalize(
     >>> normalize(x, batch).flatten()
     tensor([-1.,  1.])
     """
-    return activate(run(Call(x, spec, weight, bias, state, mask), training), spec)
+    return run(Call(x, spec, weight, bias, state, mask, residual=residual), training)

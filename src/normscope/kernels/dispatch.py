@@ -1,31 +1,50 @@
-"""Which kernel computes: ATen's where it serves the call, else the reference. The choice changes no number."""
+"""Which offer computes: the one that `using` forces, else the cheapest by the table that serves the problem.
+
+The choice changes no number but by rounding.
+"""
 
 from __future__ import annotations
 
+import sys
+
 from torch import Tensor
 
-from normscope.kernels import native, reference
-from normscope.kernels.cells import cells
+from normscope.kernels import fused
+from normscope.kernels.costs import LEAST, cost, known
+from normscope.kernels.force import forced
+from normscope.kernels.offer import Offer, Operands, Problem
 from normscope.kernels.reference import Statistics
+from normscope.terms.errors import SpecError
 from normscope.terms.spec import NormSpec
+
+# the offers that torch differentiates, in the order in which they are tried where nothing was measured
+_PLAIN = tuple(offer for name in ("aten", "reference") for offer in fused.OFFERS if offer.name == name)
 
 
 def normalized(
-    x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None
+    x: Tensor,
+    spec: NormSpec,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The formula with the statistics of `x` itself, before the activation."""
-    if mask is None and native.refuses(spec) is None:
-        return native.normalized(x, spec, weight, bias)
-    return _by_reference(x, spec, weight, bias, mask)[0]
+    """The formula with the statistics of `x` itself."""
+    return _computed(spec, Operands(x, weight, bias, residual, mask), told=False)[0]
 
 
 def measured(
-    x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None
+    x: Tensor,
+    spec: NormSpec,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
-    """The formula with the statistics of `x` itself, before the activation, and those statistics (detached)."""
-    if mask is None and "C" not in spec.over and native.refuses(spec) is None:
-        return native.measured(x, spec, weight, bias)
-    return _by_reference(x, spec, weight, bias, mask)
+    """The formula with the statistics of `x` itself, and those statistics (detached)."""
+    y, seen = _computed(spec, Operands(x, weight, bias, residual, mask), told=True)
+    assert seen is not None
+    return y, seen
 
 
 def applied(
@@ -36,21 +55,78 @@ def applied(
     weight: Tensor | None,
     bias: Tensor | None,
     mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The formula with given statistics, one a channel or one a group: (C,) or (G,), before the activation."""
-    if mask is None and "C" not in spec.over and native.refuses(spec) is None:
-        return native.applied(x, spec, mean, var, weight, bias)
-    view = cells(x, spec)
-    centre = view.along_channels(mean) if spec.center else None
-    sigma = reference.root(view.along_channels(reference.wide(var)), spec) if spec.scale else None
-    return reference.scale_and_shift(x, spec, centre, sigma, weight, bias, mask)
+    """The formula with given statistics, one a channel or one a group: (C,) or (G,)."""
+    return _computed(spec, Operands(x, weight, bias, residual, mask, mean, var), told=False)[0]
 
 
-def _by_reference(
-    x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Statistics]:
-    seen = reference.measure(x, spec, mask)
-    centre = seen.mean if spec.center else None
-    sigma = reference.root(seen.var, spec) if spec.scale else None
-    y = reference.scale_and_shift(x, spec, centre, sigma, weight, bias, mask)
-    return y, Statistics(seen.mean.detach(), seen.var.detach(), seen.size)
+def small(x: Tensor) -> bool:
+    """Whether ATen serves `x` without a look at the table: it is small, and nothing is forced."""
+    return x.numel() < LEAST and forced() is None
+
+
+def least(spec: NormSpec) -> int:
+    """From how many numbers on a kernel may be cheaper than ATen; `sys.maxsize` where none is known to be."""
+    return LEAST if any(known(offer.name, spec) for offer in fused.OFFERS if offer.run is None) else sys.maxsize
+
+
+def takes_kernel(
+    x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
+) -> bool:
+    """Whether a kernel, rather than a composition of torch's functions, would measure and normalize `x`."""
+    if small(x):
+        return False
+    return choose(Problem.of(spec, Operands(x, weight, bias, residual), told=True)).run is None
+
+
+def choose(problem: Problem) -> Offer:
+    """The offer that computes a problem.
+
+    Raises:
+        SpecError: the offer that `using` forces does not serve it.
+    """
+    name = forced()
+    if name is not None:
+        return _forced(name, problem)
+    best, least = None, float("inf")
+    for offer in fused.OFFERS:
+        expected = cost(offer.name, problem)
+        if expected is not None and expected < least and offer.supports(problem) is None:
+            best, least = offer, expected
+    return _plain(problem) if best is None else best
+
+
+def _computed(spec: NormSpec, operands: Operands, told: bool) -> tuple[Tensor, Statistics | None]:
+    if small(operands.x):
+        problem = Problem(
+            spec, (), operands.x.dtype, mask=operands.mask is not None, given=operands.mean is not None, told=told
+        )
+        offer = _plain(problem)
+    else:
+        problem = Problem.of(spec, operands, told)
+        offer = choose(problem)
+    return fused.run(offer, problem, operands)
+
+
+def _plain(problem: Problem) -> Offer:
+    for offer in _PLAIN:
+        if offer.supports(problem) is None:
+            return offer
+    return _PLAIN[-1]
+
+
+def _forced(name: str, problem: Problem) -> Offer:
+    reasons = []
+    for offer in fused.OFFERS:
+        if offer.name == name:
+            reason = offer.supports(problem)
+            if reason is None:
+                return offer
+            reasons.append(reason)
+    raise SpecError(
+        f'A normalization was asked of "{name}", which does not serve it.',
+        found={"input": f"{problem.shape} of {problem.dtype}, {problem.memory}, on {problem.device}"},
+        because="; ".join(dict.fromkeys(reasons)) or "it offers nothing in this installation",
+        do="leave the block `using`, or see normscope.kernels.explain for what serves",
+    )

@@ -1,4 +1,4 @@
-"""The formula, once: ``h = f(g · (x − μ)/σ + b)``. This file is the public specification of every kernel.
+"""The formula, once: ``h = f(g · (x − μ)/σ + b + r)``. This file is the public specification of every kernel.
 
 Statistics are taken in two passes, in float32 for half types and in the input's own dtype otherwise; never as
 E[x²] − E[x]². Every faster kernel is tested against this one.
@@ -159,6 +159,20 @@ def activate(y: Tensor, spec: NormSpec) -> Tensor:
     return y if spec.activation is None else getattr(torch.nn.functional, spec.activation)(y)
 
 
+def finish(y: Tensor, x: Tensor, spec: NormSpec, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """``f(y + r)``: what follows the normalization `y` of `x`; where `mask` is False, `x` itself.
+
+    In half types this rounds after each operation. A kernel that rounds once is nearer to the formula.
+    """
+    if residual is None and spec.activation is None:
+        return y
+    h = activate(y if residual is None else y + residual, spec)
+    if mask is None:
+        return h
+    view = cells(x, spec)
+    return view.join(torch.where(view.along_positions(counted(x, spec, mask)), view.split(h), view.split(x)))
+
+
 def normalize(
     x: Tensor,
     spec: NormSpec,
@@ -167,8 +181,9 @@ def normalize(
     bias: Tensor | None = None,
     statistics: Statistics | None = None,
     mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``f(g · (x − μ)/σ + b)``, with the statistics of `x` itself or with those given.
+    """``f(g · (x − μ)/σ + b + r)``, with the statistics of `x` itself or with those given.
 
     Args:
         x: (N, C, *S), or (N, *S, C) where the description says so.
@@ -177,6 +192,7 @@ def normalize(
         bias: (C,), or None for 0.
         statistics: what to use in place of the statistics of `x`.
         mask: (N, *S), boolean, or (N,) lengths; other cells are neither counted nor written.
+        residual: r, of the shape of `x`, or None for 0; it takes no part in the statistics.
 
     Returns:
         A tensor of the shape, dtype and strides of `x`.
@@ -189,4 +205,4 @@ def normalize(
         statistics = measure(x, spec, mask)
     mean = statistics.mean if statistics is not None and spec.center else None
     sigma = root(statistics.var, spec) if statistics is not None and spec.scale else None
-    return activate(scale_and_shift(x, spec, mean, sigma, weight, bias, mask), spec)
+    return finish(scale_and_shift(x, spec, mean, sigma, weight, bias, mask), x, spec, residual, mask)

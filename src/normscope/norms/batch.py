@@ -119,7 +119,7 @@ class OnlineNorm(Norm):
         scaling = CATALOG["GroupNorm"].but(groups=1, center=False, scale="rms", affine=False, bias=False)
         self.scaling: nn.Module = Norm(scaling, num_features) if layer_scaling else nn.Identity()
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The normalized input."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)

@@ -151,13 +151,14 @@ class InstanceNorm(_OfFeatures):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """The normalized input; one sample without a batch axis is taken as a batch of one."""
         if isinstance(input, Proxy):
-            return leaf(self, input, mask)
+            return leaf(self, input, mask, residual=residual)
         if self.ranks is not None and input.ndim == self.ranks[0] - 1:
-            return super().forward(input.unsqueeze(0), None if mask is None else mask.unsqueeze(0)).squeeze(0)
-        return super().forward(input, mask)
+            whole = (None if value is None else value.unsqueeze(0) for value in (mask, residual))
+            return super().forward(input.unsqueeze(0), *whole).squeeze(0)
+        return super().forward(input, mask, residual)
 
 
 class InstanceNorm1d(InstanceNorm):

@@ -10,11 +10,12 @@ from torch.fx import Proxy
 __all__ = ["Proxy", "leaf"]
 
 
-def leaf(module: nn.Module, *args: Any) -> Any:
+def leaf(module: nn.Module, *args: Any, **options: Any) -> Any:
     """The call of `module` as one node of the graph that is being traced; missing arguments at the end are left out.
 
     A tracer that looks inside meets decisions about shapes, which a symbol cannot answer.
     """
     given = [value for value in args if value is not None]
     tracer = args[0].tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(given), {})
+    options = {name: value for name, value in options.items() if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(given), options)

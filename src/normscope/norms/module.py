@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels.cells import ungroupable
-from normscope.kernels.reference import activate
+from normscope.kernels.dispatch import least
+from normscope.kernels.force import forced
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.shortcuts import shortcuts
 from normscope.norms.sources import Call, initial_state, run
@@ -33,7 +34,8 @@ class Norm(nn.Module):
 
     Shapes:
         input (N, C, *S), or (N, *S, C) where the description says channels last; mask (N, *S), boolean, True where a
-        cell is counted, or the lengths (N,) of sequences. The output has the shape, dtype and memory layout of the
+        cell is counted, or the lengths (N,) of sequences; residual as the input, which is added before the activation
+        and takes no part in the statistics. The output has the shape, dtype and memory layout of the
         input; masked cells pass unchanged.
 
     Raises:
@@ -97,6 +99,7 @@ class Norm(nn.Module):
     def spec(self, value: NormSpec) -> None:
         self._spec = value
         self._shortcuts = shortcuts(value)
+        self._least = least(value)
 
     @property
     def eps(self) -> float | None:
@@ -116,22 +119,25 @@ class Norm(nn.Module):
     def momentum(self, value: float | None) -> None:
         self.spec = self.spec.but(momentum=value)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input."""
+    def forward(self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """The normalized input; with a residual, of the shape of the input, ``f(normalized input + residual)``."""
         shortcut = self._shortcuts[self.training]
-        if shortcut is not None and mask is None and type(input) is Tensor:
-            y = shortcut(self, input)
+        if shortcut is not None and mask is None and residual is None and type(input) is Tensor:
+            y = shortcut(self, input) if input.numel() < self._least and forced() is None else None
             if y is not None:
                 return y
         if isinstance(input, Proxy):
-            return leaf(self, input, mask)
+            return leaf(self, input, mask, residual=residual)
         x = input.flatten(-len(self.shape)) if len(self.shape) > 1 else input
         self._check(input, x)
         weight, bias = self.weight, self.bias
         if len(self.shape) > 1:
             weight, bias = (None if value is None else value.flatten() for value in (weight, bias))
-        y = run(Call(x, self.spec, weight, bias, self.state, mask, self.process_group), self.training)
-        return activate(y if x is input else y.unflatten(-1, self.shape), self.spec)
+        if residual is not None and x is not input:
+            residual = residual.flatten(-len(self.shape))
+        call = Call(x, self.spec, weight, bias, self.state, mask, self.process_group, residual)
+        y = run(call, self.training)
+        return y if x is input else y.unflatten(-1, self.shape)
 
     def _check(self, input: Tensor, x: Tensor) -> None:
         spec = self.spec

@@ -64,7 +64,7 @@ class FilterResponseNorm(Norm):
             values = torch.full((num_channels,), start, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(values) if wanted else None)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The thresholded response; without positions, (N, C), each number is its own mean."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)

@@ -51,7 +51,7 @@ def initial_state(spec: NormSpec, width: int) -> dict[str, Tensor]:
 
 
 def run(call: Call, training: bool) -> Tensor:
-    """The output before the activation; while training, the buffers in `call.state` learn from the batch in place."""
+    """The output; while training, the buffers in `call.state` learn from the batch in place."""
     infer = SOURCES[call.spec.infer_from]
     if not training:
         return infer.normalize(call)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from normscope.kernels import native
-from normscope.kernels.reference import Statistics, measure
+from normscope.kernels.dispatch import takes_kernel
+from normscope.kernels.force import forced
+from normscope.kernels.reference import Statistics, finish, measure
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call
@@ -54,11 +56,14 @@ class Running(Given):
 
     def at_once(self, call: Call) -> Tensor | None:
         """What torch's layer does, bit for bit, on the host; None where that serves not."""
-        x, spec, weight, bias, state, mask, _ = call
+        x, spec, weight, bias, state, mask, _, residual = call
         if mask is not None or torch.compiler.is_compiling() or not native.averages(spec):
             return None
+        if forced() is not None or takes_kernel(x, spec, weight, bias, residual):
+            return None
         assert state is not None
-        return self.learned(x, spec, state, weight, bias)
+        y = self.learned(x, spec, state, weight, bias)
+        return None if y is None else finish(y, x, spec, residual)
 
     def learned(
         self, x: Tensor, spec: NormSpec, state: Mapping[str, Any], weight: Tensor | None, bias: Tensor | None

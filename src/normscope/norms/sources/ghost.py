@@ -24,9 +24,11 @@ class Ghost(Source):
         """Normalize each virtual batch by itself; one statistic each."""
         size = call.spec.virtual_batch or len(call.x)
         parts = call.x.split(size)
-        masks = call.mask.split(size) if call.mask is not None else [None] * len(parts)
+        masks, residuals = (
+            [None] * len(parts) if value is None else value.split(size) for value in (call.mask, call.residual)
+        )
         done = [
-            dispatch.measured(part, call.spec, call.weight, call.bias, mask)
-            for part, mask in zip(parts, masks, strict=True)
+            dispatch.measured(part, call.spec, call.weight, call.bias, mask, residual)
+            for part, mask, residual in zip(parts, masks, residuals, strict=True)
         ]
         return torch.cat([y for y, _ in done]), tuple(seen for _, seen in done)

@@ -32,4 +32,4 @@ class Given(Source):
                 do='pass state={"running_mean": …, "running_var": …}, or describe it with infer_from="batch"',
             )
         mean, var = call.state["running_mean"], call.state["running_var"]
-        return dispatch.applied(call.x, call.spec, mean, var, call.weight, call.bias, call.mask)
+        return dispatch.applied(call.x, call.spec, mean, var, call.weight, call.bias, call.mask, call.residual)

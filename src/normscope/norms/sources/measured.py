@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from normscope.kernels import dispatch
-from normscope.kernels.reference import Statistics, scale_and_shift
+from normscope.kernels.reference import Statistics, finish, scale_and_shift
 from normscope.norms.sources.source import Call, Source
 
 
@@ -14,11 +14,11 @@ class Measured(Source):
 
     def normalize(self, call: Call) -> Tensor:
         """Normalize without keeping the statistics."""
-        return dispatch.normalized(call.x, call.spec, call.weight, call.bias, call.mask)
+        return dispatch.normalized(call.x, call.spec, call.weight, call.bias, call.mask, call.residual)
 
     def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
         """Normalize, and say what was measured."""
-        y, seen = dispatch.measured(call.x, call.spec, call.weight, call.bias, call.mask)
+        y, seen = dispatch.measured(call.x, call.spec, call.weight, call.bias, call.mask, call.residual)
         return y, (seen,)
 
 
@@ -27,4 +27,5 @@ class Nothing(Source):
 
     def normalize(self, call: Call) -> Tensor:
         """Scale and shift by the parameters."""
-        return scale_and_shift(call.x, call.spec, None, None, call.weight, call.bias, call.mask)
+        y = scale_and_shift(call.x, call.spec, None, None, call.weight, call.bias, call.mask)
+        return finish(y, call.x, call.spec, call.residual, call.mask)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from normscope.kernels.cells import Cells, cells
-from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.kernels.reference import Statistics, finish, measure, root, scale_and_shift, wide
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.source import Call, Unrepeatable
 from normscope.terms.errors import DataError
@@ -49,7 +49,8 @@ class Online(Unrepeatable, Given):
                 do="leave the mask out, and pass the buffers of one layer from call to call",
             )
         y = _Stream.apply(call.x, call.spec, dict(call.state))
-        return scale_and_shift(y, call.spec, None, None, call.weight, call.bias), ()
+        y = scale_and_shift(y, call.spec, None, None, call.weight, call.bias)
+        return finish(y, call.x, call.spec, call.residual), ()
 
 
 class _Stream(torch.autograd.Function):

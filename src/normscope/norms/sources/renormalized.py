@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.cells import cells
-from normscope.kernels.reference import Statistics, measure, root, scale_and_shift
+from normscope.kernels.reference import Statistics, finish, measure, root, scale_and_shift
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call, Unrepeatable
 
@@ -33,6 +33,7 @@ class Renormalized(Unrepeatable):
         r, d = self.corrections(call, seen.mean.detach(), sigma.detach())
         # (x − μ_B)/σ_B · r + d, written as one shift and one division
         y = scale_and_shift(call.x, call.spec, seen.mean - sigma * d / r, sigma / r, call.weight, call.bias, call.mask)
+        y = finish(y, call.x, call.spec, call.residual, call.mask)
         return y, (Statistics(seen.mean.detach(), seen.var.detach(), seen.size),)
 
     def corrections(self, call: Call, mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

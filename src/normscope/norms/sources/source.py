@@ -15,7 +15,8 @@ from normscope.terms.spec import NormSpec
 class Call(NamedTuple):
     """One call of one normalization: the input, its description, its parameters and its buffers.
 
-    `group` is the process group of synchronized statistics; None is the default one.
+    `group` is the process group of synchronized statistics; None is the default one. `residual` is added to the
+    normalized input before the activation.
     """
 
     x: Tensor
@@ -25,6 +26,7 @@ class Call(NamedTuple):
     state: Mapping[str, Tensor] | None = None
     mask: Tensor | None = None
     group: Any = None
+    residual: Tensor | None = None
 
 
 class Source:
@@ -37,11 +39,11 @@ class Source:
         return {}
 
     def normalize(self, call: Call) -> Tensor:
-        """The output, before the activation."""
+        """The output, with the residual and the activation."""
         return self.measure(call)[0]
 
     def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
-        """The output, and what was measured on the way: one `Statistics` a (virtual) batch, without gradient."""
+        """That output, and what was measured on the way: one `Statistics` a (virtual) batch, without gradient."""
         return self.normalize(call), ()
 
     def repeat(self, call: Call) -> Tensor:

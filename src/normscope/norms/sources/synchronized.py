@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normscope.kernels.cells import cells
-from normscope.kernels.reference import Statistics, measure, root, scale_and_shift
+from normscope.kernels.reference import Statistics, finish, measure, root, scale_and_shift
 from normscope.norms.sources.measured import Measured
 from normscope.norms.sources.source import Call
 
@@ -33,6 +33,7 @@ class Synchronized(Measured):
         y = scale_and_shift(
             call.x, call.spec, merged.mean, root(merged.var, call.spec), call.weight, call.bias, call.mask
         )
+        y = finish(y, call.x, call.spec, call.residual, call.mask)
         return y, (Statistics(merged.mean.detach(), merged.var.detach(), merged.size),)
 
     def merged(self, call: Call) -> Statistics:

@@ -1,0 +1,209 @@
+"""What an implementation of the formula offers: which problems it serves, and how.
+
+A file in one of the folders `PLACES` with a tuple `OFFERS` is found by its place. It may import what it needs (Numba,
+Triton) only inside its functions, so that looking at the offers loads nothing. An offer's costs stand in
+`normscope.kernels.costs`; without a row there it is only taken where `using` asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from normscope.kernels.reference import Statistics
+from normscope.terms.spec import NormSpec
+
+Memory = Literal["contiguous", "channels_last", "strided"]
+PLACES = ("cpu", "triton", "offers")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Operands(NamedTuple):
+    """The tensors of one call.
+
+    Attributes:
+        x: (N, C, *S), or (N, *S, C) where the description says channels last.
+        weight: g, (C,), or None for 1.
+        bias: b, (C,), or None for 0.
+        residual: of the shape of `x`, added before the activation; None for 0.
+        mask: (N, *S), boolean, or (N,) lengths; None counts all.
+        mean: μ where it is given, one a channel or one a group; None where it is measured.
+        var: σ² where it is given.
+    """
+
+    x: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    mask: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+
+
+class Problem(NamedTuple):
+    """One call without its numbers: all that an offer may look at before it says yes or no.
+
+    Attributes:
+        spec: the description, with the activation.
+        shape: of the input.
+        dtype: of the input.
+        memory: how the input lies: contiguous, with the channels last although the shape has them first, or neither.
+        device: "cpu", "cuda"…
+        weight: whether there is one.
+        bias: whether there is one.
+        residual: whether there is one.
+        mask: whether there is one.
+        given: whether the statistics are given (inference), rather than measured of this input (training).
+        told: whether the statistics are wanted beside the output.
+        grad: whether a gradient will be asked for.
+        odd: what is unusual about the tensors, in words, or None: operands of several dtypes or devices, a subclass
+            of Tensor, a function transform.
+    """
+
+    spec: NormSpec
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    memory: Memory = "contiguous"
+    device: str = "cpu"
+    weight: bool = False
+    bias: bool = False
+    residual: bool = False
+    mask: bool = False
+    given: bool = False
+    told: bool = False
+    grad: bool = False
+    odd: str | None = None
+
+    @classmethod
+    def of(cls, spec: NormSpec, operands: Operands, told: bool = False) -> Problem:
+        """The problem that these operands pose."""
+        x, weight, bias, residual, mask, mean, _ = operands
+        wanted = [value for value in (x, weight, bias, residual) if value is not None]
+        return cls(
+            spec,
+            tuple(x.shape),
+            x.dtype,
+            memory_of(x),
+            x.device.type,
+            weight is not None,
+            bias is not None,
+            residual is not None,
+            mask is not None,
+            mean is not None,
+            told,
+            torch.is_grad_enabled() and any(value.requires_grad for value in wanted),
+            _odd(operands),
+        )
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the input holds."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[1 if self.spec.layout == "channels_first" else -1]
+
+
+class Made(NamedTuple):
+    """What a kernel's forward pass returns.
+
+    Attributes:
+        y: of the shape, dtype and memory layout of the input.
+        mean: μ of every statistic, flat, in the order of the axes (N, G) or (N, *S) that keep apart; float32 or wider.
+        var: σ² before eps, divided by the size, in the same order. Both are empty where statistics were given.
+    """
+
+    y: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+class Gradients(NamedTuple):
+    """What a kernel's backward pass returns: the gradient of each operand in its dtype, None where none is due."""
+
+    x: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+
+
+Run = Callable[[Problem, Operands], tuple[Tensor, Statistics | None]]
+Forward = Callable[[Problem, Operands], Made]
+Backward = Callable[[Problem, Operands, "Tensor | None", Made, Tensor], Gradients]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One implementation of the formula, for some problems.
+
+    Either `run`, a composition of torch's functions that torch itself differentiates, or the pair `forward` and
+    `backward`, which `normscope.kernels.fused` makes one differentiable function of.
+
+    Attributes:
+        name: the family that `using` names: "reference", "aten", "numba" or "triton".
+        part: what it serves, in a word; (name, part) is unique.
+        supports: the reason, in words, why a problem is not served, or None where it is.
+        run: (problem, operands) → output and, where told, the statistics, detached.
+        forward: (problem, operands) → `Made`.
+        backward: (problem, operands as kept, y as kept, what forward made, gradient of y) → `Gradients`. What
+            `fused.keeps` leaves out is None: `residual` or `y`.
+    """
+
+    name: str
+    part: str
+    supports: Callable[[Problem], str | None]
+    run: Run | None = None
+    forward: Forward | None = None
+    backward: Backward | None = None
+
+
+def found() -> tuple[Offer, ...]:
+    """Every offer in its place, kernels first: for equal costs the earlier one is taken."""
+    offers: list[Offer] = []
+    for place in PLACES:
+        for entry in sorted(pkgutil.iter_modules([str(Path(__file__).parent / place)]), key=lambda entry: entry.name):
+            module = importlib.import_module(f"normscope.kernels.{place}.{entry.name}")
+            offers += getattr(module, "OFFERS", ())
+    return tuple(offers)
+
+
+def memory_of(x: Tensor) -> Memory:
+    """How `x` lies in memory; a tensor that is both counts as contiguous."""
+    if x.is_contiguous():
+        return "contiguous"
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return "channels_last"
+    return "strided"
+
+
+def _odd(operands: Operands) -> str | None:
+    x, weight, bias, residual, _, mean, var = operands
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        return f"the residual is {tuple(residual.shape)} of {residual.dtype}, the input not"
+    if any(value is not None and value.device != x.device for value in (weight, bias, residual, mean, var)):
+        return "the operands are on several devices"
+    if torch.compiler.is_compiling():
+        return None
+    if any(value is not None and type(value) not in _PLAIN for value in (x, weight, bias, residual)):
+        return "an operand is of a subclass of Tensor"
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    if transformed or forward_ad._current_level >= 0:
+        return "a function transform is under way"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode looks at every operation"
+    return None

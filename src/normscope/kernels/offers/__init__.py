@@ -1,0 +1,1 @@
+"""The formula as compositions of torch's own functions, which torch differentiates."""
