@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from normscope.diagnose.layers import Layers
+from normscope.diagnose.symptoms import variation
 from normscope.diagnose.track import Track
 from normscope.record.reader import Record
 from normscope.stats.moments import Moments
@@ -18,6 +20,9 @@ from normscope.terms.activations import activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
+
+if TYPE_CHECKING:
+    from normscope.diagnose.counterfactual import Experiment
 
 SAMPLES = 16
 """Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
@@ -31,10 +36,12 @@ class Case(Datum):
     """A run as its record tells it.
 
     Quantities come as a `Track` (one number over the steps) or as `Layers` (one number for each layer at each step).
-    What the record does not hold gives an empty track: nothing raises for want of data.
+    What the record does not hold gives an empty track: nothing raises for want of data. `experiment` is the model with
+    a batch to try causes on, where they are at hand.
     """
 
     record: Record = field(repr=False)
+    experiment: Experiment | None = field(default=None, repr=False)
     _known: dict[tuple[str, int, str], Summary | None] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -240,10 +247,7 @@ class Case(Datum):
         rows: dict[str, Track] = {}
         for site in self.producers:
             told = [(step, one.channels) for step, one in self.summaries(site, "probe") if one.channels is not None]
-            shares = []
-            for _, channels in told:
-                energy = float(np.mean(channels.var + channels.mean**2))
-                shares.append((float(np.mean(channels.var)) / energy) ** 0.5 if energy > 0 else 0.0)
+            shares = [variation(channels) for _, channels in told]
             if told:
                 rows.setdefault(site.path, Track.of((step for step, _ in told), shares))
         return Layers.of(rows)

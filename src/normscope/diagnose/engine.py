@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.diagnose import rules as _place
 from normscope.diagnose.blueprint import Blueprint
 from normscope.diagnose.case import Case
+from normscope.diagnose.counterfactual import Experiment, Watched, explains, tested
 from normscope.diagnose.relations import causes_first, related
 from normscope.diagnose.rule import Rule
 from normscope.record.reader import Record
@@ -25,23 +26,39 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from normscope.watch.fixed_batch import LossFn
+
 ENTRY_POINTS = "normscope.rules"
+_BASIS = {
+    False: "the record alone; with `normscope.diagnose(record, model=…, probe=…)` causes are also tried on a copy",
+    True: "the record, and causes taken out of a copy of the model",
+}
 Selectors = str | Iterable[str] | None
 
 
 def diagnose(
-    record_or_path: Record | str | PathLike[str],
+    record_or_path: Record | str | PathLike[str] | Watched,
     *,
     model: nn.Module | None = None,
+    probe: Any = None,
+    loss_fn: LossFn | None = None,
+    optimizer: Optimizer | None = None,
     select: Selectors = None,
     ignore: Selectors = None,
     fail_on: Severity = "error",
 ) -> Diagnosis:
     """What is wrong with a run, from its record; also of a run in progress.
 
+    With the model and a batch, each cause is taken out of a copy before it is named, and the finding says by how much
+    the symptom went away (`Finding.removals`). Without them the findings rest on the record alone (`Diagnosis.basis`).
+
     Args:
-        record_or_path: a record, or the path of one.
+        record_or_path: a record, the path of one, or the `Watcher` of the run, which has all of the following.
         model: the model that was trained; with it the rules for a model at rest run too.
+        probe: a batch as the loader yields it, to try causes on: a tensor, an ``(inputs, target)`` pair, a dict, or a
+            `Probe`.
+        loss_fn: ``(output, target) → loss``, for causes that show in the gradient.
+        optimizer: the optimizer that trains the model, for causes that show in its steps.
         select: only these rules: codes (``"NS201"``), prefixes of codes (``"NS2"``) or names.
         ignore: not these rules.
         fail_on: the severity from which `Diagnosis.exit_code` is 1.
@@ -53,13 +70,18 @@ def diagnose(
     found, faults = _find()
     chosen = _choose(found, select, ignore)
     _check_severity(fail_on)
+    if isinstance(record_or_path, Watched):
+        watched, record_or_path = record_or_path, record_or_path.record
+        model, probe = model or watched.model, watched.probe if probe is None else probe
+        loss_fn, optimizer = loss_fn or watched.loss_fn, optimizer or watched.optimizer
     record = record_or_path if isinstance(record_or_path, Record) else Record(record_or_path)
     if not len(record.steps):
         raise _without_steps(record)
-    case = Case(record)
+    experiment = Experiment(model, probe, loss_fn, optimizer) if model is not None and probe is not None else None
+    case = Case(record, experiment)
     subjects: dict[str, Any] = {"record": case}
     if model is not None:
-        subjects["model"] = Blueprint(model, batch_size=case.batch_size)
+        subjects["model"] = Blueprint(model, batch_size=case.batch_size, optimizer=optimizer)
     return _examine(subjects, chosen, found, faults, subject=str(record.path), fail_on=fail_on)
 
 
@@ -176,9 +198,18 @@ def _examine(
             findings.extend(one.check(subjects[one.reads]))
         except Exception as error:  # a rule that fails must not silence the others
             broken.append(Fault(one.code, f"{type(error).__name__}: {error}"))
-    case = subjects.get("record")
-    linked = related(findings, found, depth_of=case.depth_of if case else None)
-    return Diagnosis(causes_first(linked), tuple(ran), tuple(broken), subject, fail_on)
+    case: Case | None = subjects.get("record")
+    experiment = case.experiment if case else None
+    if experiment is not None:
+        findings = tested(findings, found, experiment)
+    linked = related(
+        findings,
+        found,
+        depth_of=case.depth_of if case else None,
+        explains=lambda cause, effect: explains(cause, effect, experiment),
+    )
+    basis = "" if case is None else _BASIS[experiment is not None]
+    return Diagnosis(causes_first(linked), tuple(ran), tuple(broken), subject, fail_on, basis)
 
 
 def _find() -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:

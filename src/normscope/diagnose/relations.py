@@ -9,26 +9,37 @@ from normscope.diagnose.rule import Rule
 from normscope.terms.finding import SEVERITIES, Finding
 
 DepthOf = Callable[[str], int | None]
+Explains = Callable[[Rule, Rule], bool | None]
 
 
-def related(findings: Sequence[Finding], rules: Sequence[Rule], *, depth_of: DepthOf | None = None) -> list[Finding]:
+def related(
+    findings: Sequence[Finding],
+    rules: Sequence[Rule],
+    *,
+    depth_of: DepthOf | None = None,
+    explains: Explains | None = None,
+) -> list[Finding]:
     """The findings with `cause_of` and `caused_by` filled in.
 
     One finding explains another when its rule declares that ailment among its `causes`, it did not begin later, and
     it lies where its effect can come from: at a common site, or (where depths are known) before the symptom in the
-    direction in which the symptom travels. A cause is at least as severe as what it brings about.
+    direction in which the symptom travels. Where it was tried, the symptom must have gone away with the cause. A cause
+    is at least as severe as what it brings about.
 
     Args:
         findings: what the rules found.
         rules: every rule, for what they declare.
         depth_of: the place of a site in execution order, None when it has none.
+        explains: whether the effect goes away with the cause, by experiment; None where that cannot be tried.
     """
     by_name = {rule.name: rule for rule in rules}
     pairs = [
         (cause, effect)
         for cause in findings
         for effect in findings
-        if effect.name in by_name[cause.name].causes and _plausible(cause, effect, by_name[effect.name], depth_of)
+        if effect.name in by_name[cause.name].causes
+        and _plausible(cause, effect, by_name[effect.name], depth_of)
+        and (explains is None or explains(by_name[cause.name], by_name[effect.name]) is not False)
     ]
     linked = []
     for finding in findings:
@@ -46,11 +57,12 @@ def related(findings: Sequence[Finding], rules: Sequence[Rule], *, depth_of: Dep
 
 
 def causes_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Most severe first; within a severity causes before what they bring about, then by step, then by code."""
+    """Most severe first; then causes before what they bring about, what relieved most, the earliest step, the code."""
     ranks = {finding.code: _rank(finding, findings) for finding in findings}
 
-    def place(finding: Finding) -> tuple[int, int, int, str]:
-        return SEVERITIES.index(finding.severity), ranks[finding.code], finding.since_step or 0, finding.code
+    def place(finding: Finding) -> tuple[int, int, float, int, str]:
+        relief = -round(finding.relief, 1)
+        return SEVERITIES.index(finding.severity), ranks[finding.code], relief, finding.since_step or 0, finding.code
 
     return tuple(sorted(findings, key=place))
 

@@ -50,6 +50,8 @@ class Rule(Datum):
         causes: names of the ailments that this one can bring about.
         travels: the pass in which the symptom spreads; a cause of a ``"forward"`` ailment lies before it in
             execution order, a cause of a ``"backward"`` one lies after it.
+        symptom: what of a model and a batch shows this ailment, a name of `symptoms.SYMPTOMS`; None when nothing does.
+        removal: what takes the cause out that this rule names, a name of `removals.REMOVALS`; None when nothing does.
         sick: examples in which the rule must speak.
         healthy: examples in which it must be silent.
     """
@@ -63,6 +65,8 @@ class Rule(Datum):
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     causes: tuple[str, ...] = ()
     travels: Literal["forward", "backward"] = "forward"
+    symptom: str | None = None
+    removal: str | None = None
     sick: tuple[Example, ...] = field(default=(), repr=False)
     healthy: tuple[Example, ...] = field(default=(), repr=False)
 

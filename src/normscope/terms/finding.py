@@ -38,6 +38,28 @@ class Evidence(Datum):
 
 
 @dataclass(frozen=True, repr=False)
+class Removal(Datum):
+    """A counterfactual: one cause taken out of a copy of the model, and the symptom measured again on the same batch.
+
+    Attributes:
+        cause: what was taken out, in words (``"the input standardized"``).
+        symptom: what was measured.
+        before: the symptom as the model stands; larger is worse, 0 is none.
+        after: the symptom without the cause.
+    """
+
+    cause: str
+    symptom: str
+    before: float
+    after: float
+
+    @property
+    def relief(self) -> float:
+        """The share of the symptom that went away: 1 is all of it, 0 nothing, below 0 it became worse."""
+        return 1 - self.after / self.before if self.before > 0 else 0.0
+
+
+@dataclass(frozen=True, repr=False)
 class Prescription(Datum):
     """A treatment with its sites and arguments: what `normscope.treat` executes.
 
@@ -72,6 +94,8 @@ class Finding(Datum):
         cause_of: codes of the findings that this one brings about.
         caused_by: codes of the findings that bring this one about.
         prescriptions: what to do, best first.
+        removals: what taking causes out of a copy of the model did to the symptom, the finding's own cause first;
+            empty where the record alone was at hand.
     """
 
     code: str
@@ -85,6 +109,12 @@ class Finding(Datum):
     cause_of: tuple[str, ...] = ()
     caused_by: tuple[str, ...] = ()
     prescriptions: tuple[Prescription, ...] = ()
+    removals: tuple[Removal, ...] = ()
+
+    @property
+    def relief(self) -> float:
+        """How much of the symptom went away without the cause that the finding names; 0 where it was not tried."""
+        return self.removals[0].relief if self.removals else 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +130,7 @@ class Diagnosis(Datum):
     """The findings, most severe first, and the rules that ran.
 
     Iterating gives the findings; `primary` is the cause to treat first; `exit_code` is 1 when a finding reaches
-    `fail_on`, else 0.
+    `fail_on`, else 0. `basis` says what the findings rest on.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -108,11 +138,13 @@ class Diagnosis(Datum):
     faults: tuple[Fault, ...] = ()
     subject: str = ""
     fail_on: Severity = "error"
+    basis: str = ""
 
     def __repr__(self) -> str:
         told = [f"{found.code} {found.name} ({found.severity}): {found.message}" for found in self.findings]
         told += [f"{fault.code} could not finish: {fault.error}" for fault in self.faults]
         subject = f" of {self.subject}" if self.subject else ""
+        told += [f"evidence: {self.basis}"] if self.basis and self.findings else []
         return "\n  ".join([f"Diagnosis{subject}: {self._verdict}", *told])
 
     def _repr_html_(self) -> str:
@@ -169,6 +201,7 @@ class Diagnosis(Datum):
             faults=tuple(Fault(**item) for item in data["faults"]),
             subject=data["subject"],
             fail_on=data["fail_on"],
+            basis=data.get("basis", ""),
         )
 
 
@@ -189,4 +222,5 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     told["prescriptions"] = tuple(
         Prescription(**{**item, "sites": tuple(item["sites"])}) for item in data["prescriptions"]
     )
+    told["removals"] = tuple(Removal(**item) for item in data.get("removals", ()))
     return Finding(**told)

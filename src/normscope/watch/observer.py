@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 
 from normscope.anatomy.batch import Probe, tensors
 from normscope.anatomy.walk import sites
-from normscope.stats.batch import summarize
-from normscope.stats.summary import Summary
+from normscope.stats.digest import Digest
 from normscope.stats.values import exact
 from normscope.terms.errors import NormscopeError
 from normscope.terms.site import Site
+from normscope.watch.bench import Bench, Experiment, Values
 from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
 from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
-from normscope.watch.sample import Row, readable
+from normscope.watch.sample import digests, readable
 from normscope.watch.schedule import Due
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update, unscaled
@@ -50,9 +50,13 @@ class Observer:
         measures: Sequence[Measure],
         seed: int,
         live: bool,
+        in_turn: bool = False,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
         self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
+        self._experiments = [measure for measure in measures if isinstance(measure, Experiment)]
+        self._in_turn, self._turn = in_turn, 0
+        self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
         self._plan: Plan | None = None
         self._fixed: FixedBatch | None = None
         self._taps: Taps | None = None
@@ -67,6 +71,8 @@ class Observer:
     def begin(self, step: int, due: Due, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
         self.step = step
+        if self._begun is not None:
+            self._guard("experiments", self._conclude, *self._begun, step=step)
         batch = Probe(args, kwargs) if args or kwargs else None
         if self.probe is None and batch is not None:
             self._keep_probe(step, batch)
@@ -76,8 +82,20 @@ class Observer:
         if self._owed and self._fixed is not None:
             self._owed = False
             self._guard("fixed batch", self._run_fixed, step, self._fixed, batch, step=step)
+        if due.experiment and self._fixed is not None and self._experiments:
+            self._guard("experiments", self._begin_experiments, step, self._fixed, step=step)
         if due.live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
+
+    @property
+    def owes(self) -> bool:
+        """Whether an experiment has begun that the next step is to end."""
+        return self._begun is not None
+
+    @property
+    def passes_to_come(self) -> int:
+        """How many passes of the fixed batch the next experiments take at most."""
+        return sum(experiment.passes for experiment in self._next_experiments())
 
     def tap(self, compiled: bool) -> None:
         """Look at the forward and backward pass of the step as well; inside a compiled model no hook is called."""
@@ -124,6 +142,29 @@ class Observer:
             self._taps.detach()
         self.step = self._taps = self._update = None
 
+    def _next_experiments(self) -> list[Experiment]:
+        """All, or the one whose turn it is."""
+        if not self._in_turn or not self._experiments:
+            return self._experiments
+        return [self._experiments[self._turn % len(self._experiments)]]
+
+    def _begin_experiments(self, step: int, fixed: FixedBatch) -> None:
+        """Keep the parameters as they are before the update of this step."""
+        self._begun = step, self._next_experiments(), fixed.kept()
+        self._turn += 1
+
+    def _conclude(self, step: int, experiments: list[Experiment], before: Values) -> None:
+        """Experiment with the update that was made at `step`; what is found belongs to that step."""
+        self._begun = None
+        if self._fixed is None or not self._fixed.fits:
+            return
+        bench = self._fixed.bench(before, held=self._held, scale=self._scale if _in_half() else 1.0)
+        for experiment in experiments:
+            self._guard(type(experiment).__name__, self._experiment, step, experiment, bench, step=step)
+
+    def _experiment(self, step: int, experiment: Experiment, bench: Bench) -> None:
+        self._journal.readings(step, experiment.run(bench))
+
     def _keep_probe(self, step: int, batch: Probe) -> None:
         """Hold `batch` for the rest of the run, unless it could never show anything but what is wrong with itself."""
         numbers = (exact(values) for values in map(readable, tensors(batch)) if values is not None)
@@ -143,9 +184,7 @@ class Observer:
             self._journal.say("The parameters have no values yet; the fixed batch begins with the next sample.")
         try:
             if self._tried and self.probe is not None:
-                self._fixed = FixedBatch(
-                    self._model, self.probe, self._measures, loss_fn=self.loss_fn, seed=self._seed
-                )
+                self._fixed = FixedBatch(self._model, self.probe, self._measures, loss_fn=self.loss_fn, seed=self._seed)
         except NormscopeError as error:
             self._journal.say(f"There is no fixed batch; only the training is watched. {error}", warn=True)
         self._plan = Plan.of(self._model, sites(self._model) if self._fixed is None else self._fixed.sites)
@@ -183,7 +222,7 @@ class Observer:
         return gradient.numel() <= sum(parameter.numel() for parameter in parameters if parameter is not None)
 
     def _write(self, step: int, taps: Taps | None, update: Update) -> None:
-        own = _summaries([*update.parameters, *update.gradients, *update.changes])
+        own = digests([*update.parameters, *update.gradients, *update.changes])
         passes = self._passes(step, taps, update, own)
         self._journal.live(step, [*passes, *own])
         if passes and taps is not None and taps.loss is not None:
@@ -193,18 +232,14 @@ class Observer:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
 
     def _passes(
-        self, step: int, taps: Taps | None, update: Update, own: Sequence[tuple[Site, Summary]]
-    ) -> list[tuple[Site, Summary]]:
+        self, step: int, taps: Taps | None, update: Update, own: Sequence[tuple[Site, Digest]]
+    ) -> list[tuple[Site, Digest]]:
         """What the taps saw, when it belongs to this update."""
         if taps is None or taps.running:
             self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
             return []
-        found = _summaries([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward.values())])
-        if (
-            taps.overflowed
-            and own
-            and not any(site.what == "gradient" and summary.sketch.nonfinite for site, summary in own)
-        ):
+        found = digests([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward.values())])
+        if taps.overflowed and own and not any(site.what == "gradient" and digest.nonfinite for site, digest in own):
             self._journal.skipped(
                 step, "an overflowed gradient was thrown away, and the update came from another batch"
             )
@@ -223,11 +258,6 @@ class Observer:
         if unseen:
             why = "they were not called, or their tensors hold no values (empty, or on the meta device)"
             self._journal.say(f"Nothing was seen of {', '.join(unseen)} at step {step}: {why}.", step=step)
-
-
-def _summaries(rows: Sequence[Row]) -> list[tuple[Site, Summary]]:
-    found = summarize([row.sample for row in rows], [row.size for row in rows])
-    return [(row.site, summary) for row, summary in zip(rows, found)]
 
 
 def _in_half() -> bool:

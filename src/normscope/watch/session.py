@@ -7,6 +7,7 @@ import html
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -20,13 +21,14 @@ from torch.utils.hooks import RemovableHandle
 from normscope.anatomy.batch import Probe
 from normscope.anatomy.isolate import unwrapped
 from normscope.record.writer import Writer
+from normscope.watch.bench import Experiment
 from normscope.watch.fixed_batch import LossFn
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import RootHook, after_forward, before_forward, in_backward, in_transform
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
-from normscope.watch.schedule import Cost, Due, Schedule, Spending, schedule_of
+from normscope.watch.schedule import Budgeted, Cost, Due, Schedule, Spending, schedule_of
 from normscope.watch.subject import called, check, described, fresh_path, place_among_processes
 
 if TYPE_CHECKING:
@@ -71,7 +73,10 @@ def watch(
             must sample together), or a function of the step.
         budget: for "auto", the share of the run's time that watching may take, beside the set-up at step 0.
         live: whether the training itself is looked at; False leaves the fixed batch alone.
-        probes: names of the measures of the fixed batch (files under ``watch/probes``); all when left out.
+        probes: names of the measures of the fixed batch (files under ``watch/probes``). When left out, all that cost
+            little; and with "auto", in turn and as the budget affords, the experiments: ``gradient_shift``,
+            ``landscape`` and ``amplification`` run the fixed batch at other parameters, up to nine passes each, and
+            keep a copy of the parameters for one step. Where they are named they run with each fixed batch.
         seed: of the random states in which the fixed batch runs, the same at every step.
         start: the number of steps already taken, in a run that is resumed: counting goes on from there, and a record
             at `path` keeps what it holds of earlier steps. The step with this number is always sampled.
@@ -87,7 +92,10 @@ def watch(
     check(model, optimizer)
     rank, processes = place_among_processes()
     schedule = schedule_of(every, budget, processes=processes)
+    in_turn = isinstance(schedule, Budgeted)
     measures = measures_named(probes)
+    if probes is None and not in_turn:
+        measures = {name: measure for name, measure in measures.items() if not isinstance(measure, Experiment)}
     held = None if probe is None else Probe.of(probe).detached()
     root, model = called(model), unwrapped(model)
     place = Path(path) if path is not None else fresh_path(model)
@@ -95,7 +103,15 @@ def watch(
     journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
     guard = Guard(journal.writer.event)
     observer = Observer(
-        model, journal, guard, probe=held, loss_fn=loss_fn, measures=list(measures.values()), seed=seed, live=live
+        model,
+        journal,
+        guard,
+        probe=held,
+        loss_fn=loss_fn,
+        measures=list(measures.values()),
+        seed=seed,
+        live=live,
+        in_turn=in_turn,
     )
     watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
     if optimizer is not None:
@@ -130,8 +146,8 @@ class Watcher:
         self._pid = os.getpid()
         self._first = self._step = self._last = first  # optimizer steps: at the start, so far, at the latest sample
         self._setup = 0.0
-        self._base = self._before = (0.0, 0.0)  # seconds spent on either kind of look, as `_spent` tells them
-        self._live = self._probe = Spending()
+        self._base = self._before = (0.0, 0.0, 0.0)  # seconds spent on each kind of look, as `_spent` tells them
+        self._live = self._probe = self._experiment = Spending()
         self._due = Due()
         self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
@@ -254,9 +270,10 @@ class Watcher:
     def _arm(self) -> None:
         """Stand before the next training forward pass, when something is due at this step."""
         first = self._step == self._first
-        self._due = Due(live=True, probe=True) if first else self._schedule.due(self._step, self._cost())
-        self._due = Due(self._due.live and self._observer.live, self._due.probe)
-        if self._due and not self._guard.is_off("observer"):
+        on_request = not isinstance(self._schedule, Budgeted)
+        self._due = Due(True, True, on_request) if first else self._schedule.due(self._step, self._cost())
+        self._due = replace(self._due, live=self._due.live and self._observer.live)
+        if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
             self._before = self._spent()
             self._root_hooks = [
                 before_forward(self._root, RootHook(self._forward_begins)),
@@ -310,7 +327,8 @@ class Watcher:
             self._guard("observer", self._before_update, step=self._step)
         self._guard("observer", self._observer.after_update, self._optimizer, step=self._step)
         self._observer.leave()
-        self._guard("record", self._tell_state, step=self._step)
+        if self._due:
+            self._guard("record", self._tell_state, step=self._step)
         self._reckon()
 
     def _reckon(self) -> None:
@@ -320,14 +338,16 @@ class Watcher:
             self._setup, self._base = self._guard.spent, spent
         took = [now - then for now, then in zip(spent, self._before)]
         total = [now - then for now, then in zip(spent, self._base)]
-        self._live = Spending(total[0], took[0])
+        self._live = Spending(total[0], took[0] if self._due else self._live.latest)
         self._probe = Spending(total[1], took[1] or self._probe.latest)
-        self._last = self._step
+        # A probe takes two passes, and looks at every tensor of them; an experiment's passes cost no more.
+        self._experiment = Spending(total[2], self._observer.passes_to_come * self._probe.latest / 2)
+        self._last = self._step if self._due else self._last
 
-    def _spent(self) -> tuple[float, float]:
-        """Seconds spent so far on the training, set-up included, and on running the fixed batch."""
-        probe = self._guard.parts["fixed batch"]
-        return self._guard.spent - probe, probe
+    def _spent(self) -> tuple[float, float, float]:
+        """Seconds spent so far on the training, set-up included, on running the fixed batch, and on experiments."""
+        probe, experiments = (self._guard.parts[part] for part in ("fixed batch", "experiments"))
+        return self._guard.spent - probe - experiments, probe, experiments
 
     def _disarm(self) -> None:
         for handle in self._root_hooks:
@@ -340,7 +360,7 @@ class Watcher:
 
     def _cost(self) -> Cost:
         elapsed = perf_counter() - self._started
-        return Cost(elapsed, self._setup, self._live, self._probe, self._last)
+        return Cost(elapsed, self._setup, self._live, self._probe, self._last, self._experiment)
 
     # What is told to the record.
 

@@ -138,6 +138,8 @@ RULE = Rule(
     __doc__,
     thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
     causes=("vanishing_gradient",),
+    symptom="dead",
+    removal="scales",
     sick=SICK,
     healthy=HEALTHY,
 )

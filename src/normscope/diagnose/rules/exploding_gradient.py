@@ -101,6 +101,8 @@ RULE = Rule(
     thresholds={"exploded": EXPLODED},
     causes=("nonfinite_values", "dead_units"),
     travels="backward",
+    symptom="flooded",
+    removal="scales",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -153,6 +153,8 @@ RULE = Rule(
     __doc__,
     thresholds={"alike": ALIKE, "exploded": EXPLODED},
     causes=("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
+    symptom="unlike",
+    removal="initialization",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -137,6 +137,8 @@ RULE = Rule(
     __doc__,
     thresholds={"flat": FLAT},
     causes=("dead_units", "vanishing_gradient", "exploding_gradient"),
+    symptom="saturated",
+    removal="scales",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -145,6 +145,8 @@ RULE = Rule(
     __doc__,
     thresholds={"off": OFF, "warm": WARM, "fewest": FEWEST},
     causes=("train_eval_gap",),
+    symptom="eval_gap",
+    removal="running",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -136,6 +136,8 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"apart": APART, "small": SMALL, "warm": WARM},
+    symptom="eval_gap",
+    removal="modes",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -160,6 +160,8 @@ RULE = Rule(
     __doc__,
     thresholds={"starved": STARVED, "compensated": COMPENSATED},
     travels="backward",
+    symptom="starved",
+    removal="scales",
     sick=SICK,
     healthy=HEALTHY,
 )

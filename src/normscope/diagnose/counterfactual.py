@@ -1,0 +1,200 @@
+"""`Experiment`: a cause is taken out of a copy of the model, and the symptom measured again, before it is named.
+
+One forward pass in each mode and one backward pass on the fixed batch, for each cause and symptom that some finding
+asks about; each pair is tried once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from normscope.anatomy.batch import Probe
+from normscope.anatomy.isolate import isolated, unwrapped
+from normscope.diagnose.removals import REMOVALS
+from normscope.diagnose.rule import Rule
+from normscope.diagnose.symptoms import SYMPTOMS, Look
+from normscope.record.reader import Record
+from normscope.terms.datum import Datum
+from normscope.terms.finding import Finding, Removal
+from normscope.treat.optimizer import over
+from normscope.treat.treatment import treat
+from normscope.watch.fixed_batch import FixedBatch, LossFn
+from normscope.watch.measure import measures_named
+from normscope.watch.replica import Replica
+
+EXPLAINS = 0.5
+"""A cause explains a symptom when at least half of it goes away with the cause: more than everything else together."""
+
+NOTHING = 0.1
+"""Less relief than a tenth of the symptom is nothing: the cause is not what brings it about."""
+
+SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+"""The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
+
+_MEASURES = ("activation", "gradient", "dead", "eval_gap", "running_stat_error")
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What has everything that an experiment needs: a `Watcher` has."""
+
+    @property
+    def record(self) -> Record: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def optimizer(self) -> Optimizer | None: ...
+    @property
+    def probe(self) -> Probe | None: ...
+    @property
+    def loss_fn(self) -> LossFn | None: ...
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Experiment(Datum):
+    """A model with a batch to try it on. Everything is done on copies.
+
+    Attributes:
+        model: the model as it stands.
+        probe: a batch as the loader yields it.
+        loss_fn: ``(output, target) → loss``; without it, what ``output.loss`` gives.
+        optimizer: the optimizer that trains the model.
+        seed: of the random states in which each run begins.
+    """
+
+    model: nn.Module = field(repr=False)
+    probe: Any = field(repr=False)
+    loss_fn: LossFn | None = field(default=None, repr=False)
+    optimizer: Optimizer | None = field(default=None, repr=False)
+    seed: int = 0
+    _looks: dict[str, Look | None] = field(default_factory=dict, repr=False)
+
+    def removal(self, cause: str, symptom: str) -> Removal | None:
+        """What taking out `cause` does to `symptom`; None where either cannot be had, or the symptom is not there.
+
+        Args:
+            cause: a name of `removals.REMOVALS`.
+            symptom: a name of `symptoms.SYMPTOMS`.
+        """
+        before, after = (self._measured(symptom, one) for one in ("", cause))
+        if not (before >= SYMPTOMS[symptom].least and isfinite(after)):
+            return None
+        return Removal(REMOVALS[cause].words, SYMPTOMS[symptom].words, before, after)
+
+    def effect(self, finding: Finding, symptom: str) -> dict[str, float]:
+        """Of each prescription that a treatment can execute: the share of the symptom that it takes away, by words."""
+        before = self._measured(symptom, "")
+        found = {}
+        for prescription in finding.prescriptions:
+            if prescription.treatment and before >= SYMPTOMS[symptom].least:
+                key = repr(prescription)
+                if key not in self._looks:
+                    self._looks[key] = self._look(lambda model, probe, p=prescription: _treated(model, probe, p))
+                look = self._looks[key]
+                after = SYMPTOMS[symptom].measure(look) if look is not None else float("nan")
+                if isfinite(after):
+                    found[prescription.words] = 1 - after / before
+        return found
+
+    def losses(self, sizes: Sequence[float] = SIZES) -> dict[float, float]:
+        """The loss on the fixed batch after one step of the optimizer at each multiple of its rate; 0.0 is before it.
+
+        Each step is taken by a copy of the optimizer, state included, on a copy of the model, in training mode. Empty
+        without a loss or an optimizer.
+        """
+        if self.optimizer is None:
+            return {}
+        try:
+            found = {size: self._loss_after(self.optimizer, size) for size in (0.0, *sizes)}
+        except Exception:  # where it ran in training, the record tells more
+            return {}
+        return found if isfinite(found[0.0]) else {}
+
+    def _loss_after(self, taken: Optimizer, size: float) -> float:
+        model = self._copy()
+        batch = Probe.of(self.probe)
+        theirs = dict(unwrapped(self.model).named_parameters(remove_duplicate=False))
+        ours = dict(model.named_parameters(remove_duplicate=False))
+        optimizer = over(taken, model, theirs.values(), {theirs[name]: ours[name] for name in theirs})
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * size
+        with isolated(model, training=None), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            loss = self._loss(batch.detached().run(model), batch.target)
+            if not size:
+                return float(loss.detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch.manual_seed(self.seed)
+            return float(self._loss(batch.detached().run(model), batch.target).detach())
+
+    def _loss(self, output: Any, target: Any) -> torch.Tensor:
+        return self.loss_fn(output, target) if self.loss_fn is not None else output.loss
+
+    def _measured(self, symptom: str, cause: str) -> float:
+        if cause not in self._looks:
+            self._looks[cause] = self._look(REMOVALS[cause].make if cause else lambda model, probe: (model, probe))
+        look = self._looks[cause]
+        return SYMPTOMS[symptom].measure(look) if look is not None else float("nan")
+
+    def _look(self, change: Any) -> Look | None:
+        """Run the fixed batch on a changed copy; None where the change or the run fails."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model, probe = change(self._copy(), Probe.of(self.probe).detached())
+                measures = measures_named(_MEASURES).values()
+                fixed = FixedBatch(model, probe, measures, loss_fn=self.loss_fn, seed=self.seed)
+                return Look.of(fixed.sites, fixed.run(0))
+        except Exception:  # what cannot be changed so is not tried so
+            return None
+
+    def _copy(self) -> nn.Module:
+        """A copy with parameters of its own, without the hooks and compiled parts of the original."""
+        replica = Replica(unwrapped(self.model))
+        replica.refresh()
+        return copy.deepcopy(replica.model)
+
+
+def tested(findings: Sequence[Finding], rules: Sequence[Rule], experiment: Experiment) -> list[Finding]:
+    """The findings with what taking out their cause did to their symptom: their evidence, their rank, their advice.
+
+    A cause without which less than a tenth of its own symptom goes away is named as a note at most.
+    """
+    known = {rule.code: rule for rule in rules}
+    return [_tested(finding, known[finding.code], experiment) for finding in findings]
+
+
+def explains(cause: Rule, effect: Rule, experiment: Experiment | None) -> bool | None:
+    """Whether the symptom of `effect` goes away with the cause that `cause` names; None where it cannot be tried."""
+    if experiment is None or cause.removal is None or effect.symptom is None:
+        return None
+    found = experiment.removal(cause.removal, effect.symptom)
+    return None if found is None else found.relief >= EXPLAINS
+
+
+def _tested(finding: Finding, rule: Rule, experiment: Experiment) -> Finding:
+    if rule.symptom is None:
+        return finding
+    found = experiment.removal(rule.removal, rule.symptom) if rule.removal else None
+    effects = experiment.effect(finding, rule.symptom)
+    order = sorted(finding.prescriptions, key=lambda one: effects.get(one.words, 1.0) < NOTHING)
+    finding = replace(finding, prescriptions=tuple(order))
+    if found is None:
+        return finding
+    told = f" With {found.cause}, the {found.symptom} goes from {found.before:.3g} to {found.after:.3g}."
+    severity = finding.severity if found.relief >= NOTHING else "note"
+    return replace(finding, message=finding.message + told, severity=severity, removals=(found,))
+
+
+def _treated(model: nn.Module, probe: Probe, prescription: Any) -> tuple[nn.Module, Probe]:
+    return treat(model, prescription, data=probe).model, probe
