@@ -45,6 +45,7 @@ _FACE: dict[str, str] = {
     "fold": "normscope.treat.treatments.fold:fold",
     "freeze": "normscope.treat.treatments.freeze:freeze",
     "unfreeze": "normscope.treat.treatments.freeze:unfreeze",
+    "adapt": "normscope.treat.treatments.adapt:adapt",
     "parameter_groups": "normscope.treat.parameter_groups:parameter_groups",
     "trial": "normscope.treat.trial:trial",
     "Treated": "normscope.treat.treatment:Treated",

@@ -24,6 +24,7 @@ from normscope.terms.verdict import Verdict as Verdict
 from normscope.treat.parameter_groups import parameter_groups as parameter_groups
 from normscope.treat.treatment import Treated as Treated
 from normscope.treat.treatment import treat as treat
+from normscope.treat.treatments.adapt import adapt as adapt
 from normscope.treat.treatments.convert import convert as convert
 from normscope.treat.treatments.fold import fold as fold
 from normscope.treat.treatments.freeze import freeze as freeze

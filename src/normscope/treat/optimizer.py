@@ -56,5 +56,6 @@ def over(
         ) from error
     for parameter, state in dict[Any, Any](optimizer.state).items() if kept is not None else ():
         if parameter not in old or parameter in same:
-            fresh.state[same.get(parameter, parameter)] = copy.deepcopy(state)
+            its: Any = same.get(parameter, parameter)
+            fresh.state[its] = copy.deepcopy(state)
     return fresh
