@@ -14,7 +14,7 @@ from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning, UnknownNameError
 from normscope.watch.measure import Measure, measures, measures_named
 from normscope.watch.probes.dead import dead_share
-from normscope.watch.probes.eval_gap import gap
+from normscope.watch.deviation import deviation as gap
 from normscope.watch.probes.running_stat_error import error
 from normscope.watch.replica import Replica
 from normscope.watch.sample import ELEMENTS, rows_of, summary_of

@@ -6,7 +6,7 @@ import io
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, TextIO
@@ -19,14 +19,16 @@ from normscope.anatomy.batch import Probe, first_tensor
 from normscope.anatomy.isolate import isolated
 from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.walk import sites
+from normscope.stats.summary import Summary
 from normscope.terms.errors import ModelError
 from normscope.terms.site import Site
 from normscope.watch.attention import Attending
+from normscope.watch.bench import Bench, Slope, Values, placed
 from normscope.watch.hooks import saving_privately
 from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
 from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.replica import Replica
-from normscope.watch.sample import readable
+from normscope.watch.sample import readable, summary_of
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -91,9 +93,7 @@ class FixedBatch:
         """
         view = View(step, self._replica.model)
         self.gradient, self.trouble = "none", None
-        for replica in (self._replica, self._criterion):
-            if replica is not None:
-                replica.refresh()
+        self._refresh()
         with _apart(self._replica.model, False, self._seed):
             self._show_root(view, "probe_eval", self._observed(view, "probe_eval", None))
         with _apart(self._replica.model, None, self._seed):
@@ -108,6 +108,75 @@ class FixedBatch:
         for measure in self._measures:
             readings += measure.tell(view)
         return readings
+
+    def kept(self) -> list[Tensor | None]:
+        """Copies of the trainable parameters as they are now: what an experiment across an update begins from."""
+        self._replica.refresh()
+        return [None if place.parameter is None else place.parameter.detach().clone() for place in self._plan.places]
+
+    def bench(self, before: Values, *, held: Tensor | None = None, scale: float = 1.0) -> Bench:
+        """What runs the batch between the parameters `before` and those of now; `held` and `scale` as for `run`."""
+        self._refresh()
+        places = self._plan.places
+        after = [None if place.parameter is None else place.parameter.detach() for place in places]
+        return Bench(
+            self.sites,
+            places,
+            before,
+            after,
+            slope=lambda values: self._slope(values, held, scale),
+            outputs=self._outputs,
+            curvature=lambda direction: self._curvature(after, direction, held),
+        )
+
+    def _refresh(self) -> None:
+        for replica in (self._replica, self._criterion):
+            if replica is not None:
+                replica.refresh()
+
+    def _slope(self, values: Values, held: Tensor | None, scale: float) -> Slope | None:
+        with self._differentiable(values, held, scale) as (root, weight, parameters):
+            if root is None:
+                return None
+            loss = float(root.detach()) if weight is None else None
+            weight = torch.full_like(root, scale) if weight is None else weight
+            found = _gradient(root, parameters, weight)
+            return Slope(loss, [value if value is None else value.float() / scale for value in found])
+
+    def _curvature(self, values: Values, direction: Values, held: Tensor | None) -> Values | None:
+        with self._differentiable(values, held, 1.0) as (root, weight, parameters):
+            if root is None:
+                return None
+            slope = _gradient(root, parameters, weight, create_graph=True)
+            along = sum((a * b).sum() for a, b in zip(slope, direction) if a is not None and b is not None)
+            return _gradient(along, parameters) if isinstance(along, Tensor) else None
+
+    @contextmanager
+    def _differentiable(
+        self, values: Values, held: Tensor | None, scale: float
+    ) -> Iterator[tuple[Tensor | None, Tensor | None, list[nn.Parameter | None]]]:
+        """One pass with `values` for parameters: what to differentiate, with which weight, and for what."""
+        model = self._replica.model
+        with _apart(model, None, self._seed), placed(model, self._plan.places, values) as parameters:
+            with torch.enable_grad():
+                output = self.probe.detached().run(model)
+            root, weight = self._root(output, held, scale)
+            yield (root if root is not None and root.requires_grad else None), weight, parameters
+
+    def _outputs(self, values: Values) -> dict[str, tuple[Site, Summary]]:
+        """The summary of each output with `values` for parameters, in order of execution."""
+        found: dict[str, tuple[Site, Summary]] = {}
+
+        def after(call: Call, inputs: tuple[Tensor, ...], output: Any) -> None:
+            known = self._known.get((call.path, call.call))
+            tensor = readable(first_tensor(output))
+            if known is not None and tensor is not None:
+                found[known[1].key] = known[1], summary_of(tensor, known[1].channel_axis)
+
+        model = self._replica.model
+        with _apart(model, None, self._seed), placed(model, self._plan.places, values):
+            observe(model, after, self.probe.detached())
+        return found
 
     def show(self, view: View, mode: Mode, site: Site, tensor: Tensor | None, module: nn.Module | None = None) -> None:
         """Let every measure see one tensor, and keep its summary."""
@@ -215,6 +284,15 @@ class _Pending:
         if value is not None:
             value = value if self._scale == 1.0 else value.float() / self._scale
             self._batch.show(self._view, "probe", site, value, owner)
+
+
+def _gradient(
+    root: Tensor, parameters: Sequence[Tensor | None], weight: Tensor | None = None, *, create_graph: bool = False
+) -> Values:
+    """The gradient of `root` for each of `parameters`; None where there is none."""
+    there = [parameter for parameter in parameters if parameter is not None]
+    found = iter(torch.autograd.grad(root, there, weight, create_graph=create_graph, allow_unused=True))
+    return [None if parameter is None else next(found) for parameter in parameters]
 
 
 def loss_of(output: Any) -> Tensor | None:

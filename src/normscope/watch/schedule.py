@@ -23,13 +23,14 @@ LOAN = 1.0
 
 @dataclass(frozen=True, repr=False)
 class Due(Datum):
-    """What is to be done at a step: look at the training batch, run the fixed batch, both, or nothing."""
+    """What is to be done at a step: look at the training batch, run the fixed batch, experiment with it, or nothing."""
 
     live: bool = False
     probe: bool = False
+    experiment: bool = False
 
     def __bool__(self) -> bool:
-        return self.live or self.probe
+        return self.live or self.probe or self.experiment
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +51,8 @@ class Cost(Datum):
         live: spent on looking at the training.
         probe: spent on running the fixed batch.
         last: the latest sampled step.
+        experiment: spent on running the fixed batch at other parameters; `latest` is what the next will cost, 0 where
+            there is none to come.
     """
 
     elapsed: float
@@ -57,6 +60,7 @@ class Cost(Datum):
     live: Spending = Spending()
     probe: Spending = Spending()
     last: int = 0
+    experiment: Spending = Spending()
 
 
 class Schedule(Protocol):
@@ -75,7 +79,8 @@ class Interval(Datum):
 
     def due(self, step: int, cost: Cost) -> Due:
         """Due at the multiples of `every`."""
-        return Due(step % self.every == 0, step % (self.every * -(-PROBE_SPACING // self.every)) == 0)
+        probe = step % (self.every * -(-PROBE_SPACING // self.every)) == 0
+        return Due(step % self.every == 0, probe, probe)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +92,7 @@ class Chosen(Datum):
     def due(self, step: int, cost: Cost) -> Due:
         """Due where ``choose(step)`` is true."""
         chosen = bool(self.choose(step))
-        return Due(chosen, chosen)
+        return Due(chosen, chosen, chosen)
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,6 +102,7 @@ class Budgeted(Datum):
     The cost of the first step, the set-up, is given. After it a look is due once what was spent on its kind and what it
     costs fit into its half of ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
     budget has grown yet, may borrow: together as much as the set-up took, or a second; the later steps pay it back.
+    Experiments take at most half of the fixed batch's half, and borrow nothing.
     """
 
     budget: float
@@ -107,8 +113,10 @@ class Budgeted(Datum):
             return Due()
         loan = max(cost.setup, LOAN) if step & (step - 1) == 0 else 0.0
         allowed = (self.budget * cost.elapsed + loan) / 2
-        probe = cost.probe.total + cost.probe.latest <= allowed
-        return Due(probe or cost.live.total + cost.live.latest <= allowed, probe)
+        probe = cost.probe.total + cost.experiment.total + cost.probe.latest <= allowed
+        live = probe or cost.live.total + cost.live.latest <= allowed
+        room = self.budget * cost.elapsed / 4 - cost.experiment.total
+        return Due(live, probe, live and 0 < cost.experiment.latest <= room)
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +132,7 @@ class Geometric(Datum):
     def due(self, step: int, cost: Cost) -> Due:
         """Due when `step` is the first in its sixteenth of a doubling."""
         due = step < 2 or int(self.per_doubling * log2(step)) != int(self.per_doubling * log2(step - 1))
-        return Due(due, due)
+        return Due(due, due, due)
 
 
 def schedule_of(every: int | Literal["auto"] | Callable[[int], Any], budget: float, *, processes: int = 1) -> Schedule:

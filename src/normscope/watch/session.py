@@ -102,6 +102,7 @@ def watch(
     told = described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
     journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
     guard = Guard(journal.writer.event)
+    guard("compiled loops", journal.prepare, model)
     observer = Observer(
         model,
         journal,
