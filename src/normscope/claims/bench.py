@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope.claims import data
+from normscope.record.reader import Record
 from normscope.terms.datum import Datum
+from normscope.watch.session import watch
 
+T = TypeVar("T")
 Order = Literal["shuffled", "sorted"]
 After = Callable[[nn.Module, int], Any]
+Around = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Any]]
 _HOPELESS = 1e4  # a loss beyond this, or not finite, is a training that broke off
 
 
@@ -80,6 +86,7 @@ class Bench(Datum):
         split: data.Split | None = None,
         loss_of: Callable[..., Tensor] = cross_entropy,
         after_step: After | None = None,
+        around: Around = lambda model, optimizer: nullcontext(),
     ) -> tuple[nn.Module, Curve]:
         """Train by SGD what `build` makes under `seed`; arms of one seed see the same batches in the same order.
 
@@ -94,6 +101,7 @@ class Bench(Datum):
             split: the data; the bench's images when left out.
             loss_of: (output, target) → loss.
             after_step: told (network, step) after each step, with the gradients still there.
+            around: the context in which the training runs.
         """
         split = split or self.images
         torch.manual_seed(seed)
@@ -103,25 +111,70 @@ class Bench(Datum):
         torch.manual_seed(seed)
         losses, accuracies = [], [accuracy(model, split)]
         seconds, step = 0.0, 0
-        for _ in range(epochs):
-            started, total = time.perf_counter(), []
-            for chosen in batches(split.y, batch, order, turns):
-                loss = loss_of(model(split.x[chosen]), split.y[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total.append(loss.detach())
-                if after_step is not None:
-                    after_step(model, step)
-                step += 1
-            seconds += time.perf_counter() - started
-            losses.append(torch.stack(total).mean().item())
-            if not math.isfinite(losses[-1]) or losses[-1] > _HOPELESS:
-                missing = epochs - len(losses)
-                losses[-1:] = [math.nan] * (missing + 1)
-                return model, Curve(tuple(losses), (*accuracies, *[math.nan] * (missing + 1)), True, seconds)
-            accuracies.append(accuracy(model, split))
+        with around(model, optimizer):
+            for _ in range(epochs):
+                started, total = time.perf_counter(), []
+                for chosen in batches(split.y, batch, order, turns):
+                    loss = loss_of(model(split.x[chosen]), split.y[chosen])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total.append(loss.detach())
+                    if after_step is not None:
+                        after_step(model, step)
+                    step += 1
+                seconds += time.perf_counter() - started
+                losses.append(torch.stack(total).mean().item())
+                if not math.isfinite(losses[-1]) or losses[-1] > _HOPELESS:
+                    missing = epochs - len(losses)
+                    losses[-1:] = [math.nan] * (missing + 1)
+                    return model, Curve(tuple(losses), (*accuracies, *[math.nan] * (missing + 1)), True, seconds)
+                accuracies.append(accuracy(model, split))
         return model, Curve(tuple(losses), tuple(accuracies), False, seconds)
+
+    def follow(
+        self,
+        build: Callable[[], nn.Module],
+        read: Callable[[Record], T],
+        *,
+        at: Callable[[int], bool],
+        probe: Tensor | tuple[Tensor, Tensor],
+        measures: tuple[str, ...] = ("activation",),
+        live: bool = False,
+        **training: Any,
+    ) -> tuple[Curve, T]:
+        """The same training under `normscope.watch`, and what `read` finds in the record.
+
+        Args:
+            build: as for `train`.
+            read: from the record, which is gone afterwards.
+            at: the steps to look at; the first one always is, and the last one counts as any other (`last_step`).
+            probe: the fixed batch, with its labels where gradients are wanted.
+            measures: of the fixed batch.
+            live: whether the training batches are looked at too.
+            **training: as for `train`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+
+            def around(model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
+                return watch(
+                    model,
+                    optimizer,
+                    folder,
+                    probe=probe,
+                    loss_fn=cross_entropy,
+                    every=at,
+                    live=live,
+                    probes=measures,
+                    seed=training["seed"],
+                )
+
+            _, curve = self.train(build, around=around, **training)
+            return curve, read(Record(folder))
+
+    def last_step(self, epochs: int, batch: int = 64) -> int:
+        """The number of a training's last step on the bench's images, the first being 0."""
+        return len(self.images.y) // batch * epochs - 1
 
 
 def batches(labels: Tensor, size: int, order: Order, turns: torch.Generator) -> tuple[Tensor, ...]:

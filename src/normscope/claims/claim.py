@@ -74,8 +74,8 @@ class Claim(Datum):
 
     @property
     def module(self) -> str:
-        """Where the claim is written."""
-        return self.run.__module__
+        """Where the claim is written; its `run` may be one that several claims share."""
+        return self.weigh.__module__
 
     @property
     def name(self) -> str:

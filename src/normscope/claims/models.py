@@ -1,4 +1,7 @@
-"""The networks of the training claims, each with its norm by name. Arms of one seed draw the same weights."""
+"""The networks of the training claims, each with its norm by name. Arms of one seed draw the same weights.
+
+A name is one of the catalog, "BatchChannelNorm", a norm of weights, or "none"; "+ WS" behind it standardizes weights.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from normscope import nn as norms
 from normscope.terms.activations import ACTIVATIONS
 from normscope.terms.catalog import CATALOG
+from normscope.terms.errors import SpecError
 
 NONE = "none"
 _WEIGHTS = {"weight_norm": norms.weight_norm, "weight_standardization": norms.weight_standardization}
@@ -25,9 +29,12 @@ _FUNCTIONS = {
 
 
 def norm_of(name: str, channels: int, *, affine: bool = True, rank: int = 2) -> nn.Module:
-    """A norm for (N, C) or (N, C, H, W) by its name in the catalog; nothing for "none" and for norms of weights."""
+    """A norm for (N, C) or (N, C, H, W) by its name; nothing for "none" and for norms of weights."""
+    name = name.partition(" + ")[0]
     if name in (NONE, "cosine", *_WEIGHTS):
         return nn.Identity()
+    if name == "BatchChannelNorm":
+        return norms.BatchChannelNorm(channels, _GROUPS)
     spec = CATALOG["LayerNorm2d" if name == "LayerNorm" and rank > 2 else name]
     spec = spec.but(affine=affine and spec.affine, bias=affine and spec.bias)
     if spec.groups > 1:
@@ -37,6 +44,7 @@ def norm_of(name: str, channels: int, *, affine: bool = True, rank: int = 2) -> 
 
 def weighted(layer: nn.Module, name: str) -> nn.Module:
     """The layer with its weights reparametrized, where the norm is one of weights."""
+    name = "weight_standardization" if name.endswith(" + WS") else name
     return _WEIGHTS[name](layer) if name in _WEIGHTS else layer
 
 
@@ -71,19 +79,40 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-def vgg(channels: int, *, depth: int, width: int, norm: str = NONE, standardized: bool = False) -> nn.Sequential:
+def convolution(channels: int, out: int, norm: str, *, stride: int = 1) -> list[nn.Module]:
+    """A 3 × 3 convolution with He's weights, and its norm."""
+    layer = nn.Conv2d(channels, out, 3, stride, padding=1)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return [weighted(layer, norm), norm_of(norm, out, rank=4)]
+
+
+def vgg(channels: int, *, depth: int, width: int, norm: str = NONE, outputs: int = 10) -> nn.Sequential:
     """Plain 3 × 3 convolutions, halved in size and doubled in width once in the middle, and a mean over positions."""
     layers: list[nn.Module] = []
     for at in range(depth):
         out = width * (2 if at >= depth // 2 else 1)
         if at == depth // 2:
             layers.append(nn.MaxPool2d(2))
-        convolution = nn.Conv2d(channels, out, 3, padding=1)
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        name = "weight_standardization" if standardized else norm
-        layers += [weighted(convolution, name), norm_of(norm, out, rank=4), nn.ReLU()]
+        layers += [*convolution(channels, out, norm), nn.ReLU()]
         channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
+def vgg16(channels: int, side: int, *, width: int = 64, norm: str = NONE, outputs: int = 10) -> nn.Sequential:
+    """The thirteen convolutions of VGG-16 (Simonyan & Zisserman 2015, table 1, column D) and a linear layer.
+
+    Widths are `width` × 1, 2, 4, 8, 8. The pooling behind a stage is left out where an image of `side` pixels has none
+    left to pool.
+    """
+    layers: list[nn.Module] = []
+    for times, convolutions in ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)):
+        for _ in range(convolutions):
+            layers += [*convolution(channels, times * width, norm), nn.ReLU()]
+            channels = times * width
+        if side >= 2:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
 class Residual(nn.Module):
@@ -109,6 +138,44 @@ def residual_mlp(inputs: int, *, depth: int, width: int, norm: str = NONE, activ
 
     blocks = [Residual(nn.Sequential(*layer(), *layer())) for _ in range(depth // 2)]
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), *blocks, norm_of(norm, width), nn.Linear(width, 10))
+
+
+class _Block(nn.Module):
+    """Two convolutions and a connection around them; a step in size takes every other pixel, adding empty channels."""
+
+    def __init__(self, channels: int, out: int, norm: str) -> None:
+        super().__init__()
+        self.stride, self.more = out // channels, out - channels
+        first, second = convolution(channels, out, norm, stride=self.stride), convolution(out, out, norm)
+        self.inner = nn.Sequential(*first, nn.ReLU(), *second)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum, rectified."""
+        around = nn.functional.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return self.relu(around + self.inner(x))
+
+
+def resnet(channels: int, *, depth: int, width: int = 16, norm: str = NONE, outputs: int = 10) -> nn.Sequential:
+    """The residual network of CIFAR (He et al. 2016, section 4.2): 20, 32, 44, 56 or 110 layers, 6n + 2 for any n.
+
+    Three stages of n blocks with `width` × 1, 2, 4 channels, connections without parameters (their option A).
+
+    Raises:
+        SpecError: no whole number of blocks makes `depth` layers.
+    """
+    blocks, left = divmod(depth - 2, 6)
+    if left or blocks < 1:
+        raise SpecError(
+            f"A residual network of {depth} layers was asked for.",
+            found={"depth": depth},
+            because="three stages of n blocks of two layers, with the first and the last one, are 6n + 2 layers",
+            do="choose 20, 32, 44, 56, 110 or another 6n + 2",
+        )
+    widths = [width * 2**stage for stage in range(3) for _ in range(blocks)]
+    inner = [_Block(before, out, norm) for before, out in zip([width, *widths], widths)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], outputs))
+    return nn.Sequential(*convolution(channels, width, norm), nn.ReLU(), *inner, *head)
 
 
 class Recurrent(nn.Module):

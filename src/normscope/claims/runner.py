@@ -1,4 +1,7 @@
-"""Runs claims case by case: cached on disk, resumed where it stopped, in as many processes as there are workers."""
+"""Runs claims case by case: cached on disk, resumed where it stopped, in as many processes as there are workers.
+
+Claims that share their `run` share its outcomes: what is cached is a case of a function, whoever asked for it.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +18,39 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from normscope.claims import cluster
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.outcomes import Case, Outcome, Outcomes
 from normscope.terms.datum import Datum, plain
 
 CACHE = Path(".normscope/claims")
-_SHARED = ("bench", "data", "models")  # what a training depends on beside its own file
+_ALWAYS, _NAMED = ("bench", "data"), ("models", "seen")  # shared files: of every run, and of those that import them
 
-Progress = Callable[["Job", str | None], object]  # the job that ended, and why it failed if it did
+Progress = Callable[["Job", str | None, int, int], object]  # the job that ended, why it failed, how many of how many
 
 
 @dataclass(frozen=True, repr=False)
 class Job(Datum):
-    """One case of one claim on one bench: the unit of caching and of parallel work."""
+    """One case of one claim on one bench: the unit of caching and of parallel work. `module` holds its ``run``."""
 
     claim: str
     module: str
-    size: str
     case: Case
     bench: Bench
 
     @cached_property
     def key(self) -> str:
-        """Equal for jobs that would give the same: size, case, data, and the text of what runs it.
+        """Equal for jobs that would give the same: case, data, and the text of what runs it.
 
         Read once, before the run: a text that changes meanwhile is not the one that ran.
         """
-        told = json.dumps([self.claim, self.size, self.case, self.bench.to_dict(), _text(self.module)], sort_keys=True)
+        told = json.dumps([self.case, self.bench.to_dict(), _text(self.module)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:20]
 
     def file(self, cache: Path) -> Path:
         """Where its outcome is kept."""
-        return cache / self.claim / f"{self.key}.json"
+        return cache / self.module.rpartition(".")[2] / f"{self.key}.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +67,7 @@ class Ran(Datum):
 
 def jobs(claim: Claim, size: str, bench: Bench) -> list[Job]:
     """All runs of a claim."""
-    return [Job(claim.id, claim.module, size, case, bench) for case in claim.cases_of(size)]
+    return [Job(claim.id, claim.run.__module__, case, bench) for case in claim.cases_of(size)]
 
 
 def run(
@@ -74,7 +77,8 @@ def run(
     bench: Bench | None = None,
     cache: Path = CACHE,
     workers: int = 1,
-    progress: Progress = lambda job, failure: None,
+    ray: str = "",
+    progress: Progress = lambda job, failure, done, of: None,
 ) -> None:
     """Run what the cache does not hold yet. A run that raises is told to `progress`, and the others go on.
 
@@ -84,15 +88,21 @@ def run(
         bench: data and device; digits on the CPU when left out.
         cache: a folder; one file a run appears there, whole or not at all.
         workers: processes, one torch thread each; 1 runs here.
+        ray: the address of a Ray cluster that runs them instead (``normscope.claims.cluster``).
         progress: told after each run.
+
+    Raises:
+        MissingExtraError: `ray` is not installed.
     """
     bench = bench or Bench()
-    waiting = [job for claim in claims for job in jobs(claim, size, bench) if _kept(job.file(cache)) is None]
-    for job, ran in _execute(waiting, workers):
+    asked = {job.key: job for claim in claims for job in jobs(claim, size, bench)}
+    waiting = [job for job in asked.values() if _kept(job.file(cache)) is None]
+    running = cluster.execute(waiting, ray, work) if ray else _execute(waiting, workers)
+    for done, (job, ran) in enumerate(running, 1):
         failure = ran.get("failure")
         if failure is None:
-            _keep(job.file(cache), {**ran, "claim": job.claim, "size": job.size, "case": job.case})
-        progress(job, failure)
+            _keep(job.file(cache), {**ran, "case": job.case})
+        progress(job, failure, done, len(waiting))
 
 
 def load(claim: Claim, *, size: str = "quick", bench: Bench | None = None, cache: Path = CACHE) -> Ran:
@@ -171,10 +181,10 @@ def _numbers(values: Any) -> Any:
 
 
 def _text(module: str) -> list[str]:
-    """The text of a claim's file and of the shared files that it uses."""
-    own = importlib.import_module(module)
-    names = () if own.CLAIM.kind == "exact" else _SHARED
-    return [_read(one.__file__) for one in (own, *(importlib.import_module(f"{__package__}.{name}") for name in names))]
+    """The text of what runs a job and of the shared files that it uses."""
+    own = _read(importlib.import_module(module).__file__)
+    names = (*_ALWAYS, *(name for name in _NAMED if f"{__package__}.{name} import" in own))
+    return [own, *(_read(importlib.import_module(f"{__package__}.{name}").__file__) for name in names)]
 
 
 def _read(file: str | None) -> str:

@@ -1,25 +1,25 @@
 """0.6: layers must keep re-adapting: layer 10 of 20 goes from mean 0, variance 1 to mean 3, variance 10 in few epochs.
 
 Twenty layers without normalization, started so that all layers see mean 0 and equal variance. How far the mean of layer
-10 has moved, and how often its variance has grown, within five epochs, in the article's own figures.
+10 has moved, and how often its variance has grown, in five epochs under `normscope.watch`, in the article's figures.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.decision import Decision
 from normscope.claims.interval import bootstrap
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import on_probe, pre_activations
+from normscope.record.reader import Record
 from normscope.report.parts import Axis, Curve, Curves
 from normscope.terms.verdict import Effect
 
-DEPTH, LAYER, EPOCHS = 20, 10, 5
+DEPTH, LAYER, EPOCHS, EVERY = 20, 10, 5, 10
 ARMS = (("relu", 0.001), ("relu", 0.01), ("tanh", 0.01), ("tanh", 0.1))
 
 
@@ -29,30 +29,28 @@ def cases(seeds: int) -> list[Case]:
 
 
 def run(case: Case, bench: Bench) -> dict[str, Any]:
-    """Mean and variance of the pre-activations of layer 10, by the start's, every five steps."""
-    probe = bench.images.test_x[:128]
-    means, variances = [], []
+    """Mean and variance of the pre-activations of layer 10, by the start's, every ten steps."""
+    images = bench.images
 
-    def measure(model: torch.nn.Module, step: int) -> None:
-        if step % 5 == 0 and isinstance(model, torch.nn.Sequential):
-            given = pre_activations(model, probe)[LAYER - 1]
-            means.append(given.mean(0).abs().mean().item())
-            variances.append(given.var(0).mean().item())
+    def read(record: Record) -> dict[str, Any]:
+        looks = [look.channels for look in on_probe(record, pre_activations(record)[LAYER - 1]) if look.channels]
+        means = [float(abs(look.mean).mean()) for look in looks]
+        variances = [float((look.m2 / (look.count - 1)).mean()) for look in looks]
+        return {
+            "mean": [abs(value - means[0]) / variances[0] ** 0.5 for value in means],
+            "variance": [value / variances[0] for value in variances],
+        }
 
-    inputs = bench.images.x[0].numel()
-    _, curve = bench.train(
-        lambda: mlp(inputs, depth=DEPTH, width=64, activation=case["activation"]),
+    curve, told = bench.follow(
+        lambda: mlp(images.x[0].numel(), depth=DEPTH, width=64, activation=case["activation"]),
+        read,
+        at=lambda step: step % EVERY == 0,
+        probe=images.test_x[:128],
         seed=case["seed"],
         rate=case["rate"],
         epochs=EPOCHS,
-        after_step=measure,
     )
-    start = variances[0]
-    return {
-        "mean": [abs(value - means[0]) / start**0.5 for value in means],
-        "variance": [value / start for value in variances],
-        "accuracy": curve.final,
-    }
+    return {**told, "accuracy": curve.final}
 
 
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:
@@ -77,7 +75,7 @@ def draw(outcomes: Outcomes) -> Curves:
         curves=tuple(
             Curve(
                 f"{row['activation']}, rate {row['rate']:g}",
-                tuple(5.0 * at for at in range(len(row["variance"]))),
+                tuple(float(EVERY * at) for at in range(len(row["variance"]))),
                 tuple(row["variance"]),
             )
             for row in first

@@ -93,7 +93,7 @@ CLAIM = Claim(
     "and batch 64 at five rates from 0.001 to 0.1; final test accuracy without less with batch normalization, "
     "each at its best rate, paired by seed.",
     decision=Decision(-0.1, -0.1, "accuracy won by removing the norm", "a network within 10 points is trained as well"),
-    sizes={"quick": {"seeds": 5, "epochs": 4}, "full": {"seeds": 10, "epochs": 40}},
+    sizes={"quick": {"seeds": 15, "epochs": 4}, "full": {"seeds": 15, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

@@ -1,7 +1,7 @@
 """0.4: without normalization a large rate (0.1) shakes the distributions and explodes gradients; 0.001 is slow.
 
-What shakes is measured: the largest gradient of the training over the first one, and the largest step-to-step move of
-the last hidden layer's pre-activations, in their standard deviations.
+What shakes is measured under `normscope.watch`, at two steps of every twenty: the largest gradient over the first one,
+and the largest step-to-step move of the last hidden layer's pre-activations, in their standard deviations.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.curves import accuracy_by, told
 from normscope.claims.decision import Decision
 from normscope.claims.interval import bootstrap
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import on_probe, pre_activations, unit_shift
+from normscope.record.reader import Record
 from normscope.report.parts import Curves
 from normscope.terms.verdict import Effect
 
 RATES = (0.001, 0.01, 0.1)
 DEPTHS = (4, 16)
 TARGET = 0.7
+EVERY = 20  # two steps in a row of each so many are looked at
 _BROKEN = 1e6  # stands for a gradient or a move that is no number any more
 
 
@@ -39,31 +40,28 @@ def cases(seeds: int, epochs: int) -> list[Case]:
 
 def run(case: Case, bench: Bench) -> dict[str, Any]:
     """The curve, the largest gradient over the first, and the largest move of the last hidden layer in a step."""
-    probe = bench.images.test_x[:128]
-    gradients, moves = [], []
-    last: list[torch.Tensor] = []
+    images = bench.images
 
-    def measure(model: torch.nn.Module, step: int) -> None:
-        parts = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
-        gradients.append(torch.stack(parts).norm().item())
-        if step % 5 < 2 and isinstance(model, torch.nn.Sequential):
-            now = pre_activations(model, probe)[-1]
-            if step % 5 == 1:
-                moves.append(((now.mean(0) - last[0].mean(0)).abs() / last[0].std(0)).nanmean().item())
-            last[:] = [now]
+    def read(record: Record) -> tuple[list[float], list[float]]:
+        paths = [site for site in record.sites if site.what == "gradient" and site.name]
+        rows = [record.series(site, "gradient_norm", source="live").values for site in paths]
+        looks = on_probe(record, pre_activations(record)[-1])
+        moves = [unit_shift(now, then) for then, now in zip(looks[::2], looks[1::2])]
+        return [math.sqrt(sum(value**2 for value in step)) for step in zip(*rows)], moves
 
-    inputs = bench.images.x[0].numel()
-    _, curve = bench.train(
-        lambda: mlp(inputs, depth=case["depth"], width=64),
+    curve, (gradients, moves) = bench.follow(
+        lambda: mlp(images.x[0].numel(), depth=case["depth"], width=64),
+        read,
+        at=lambda step: step % EVERY < 2,
+        probe=images.test_x[:128],
+        live=True,
         seed=case["seed"],
         rate=case["rate"],
         epochs=case["epochs"],
-        after_step=measure,
     )
-    explosion = max(map(_bounded, gradients)) / gradients[0]
     return {
         **told(curve),
-        "explosion": _bounded(explosion),
+        "explosion": _bounded(max(map(_bounded, gradients)) / gradients[0]),
         "move": max(map(_bounded, moves)),
         "epochs_to": curve.epochs_to(TARGET),
     }

@@ -1,7 +1,8 @@
 """0.3: shift accumulates with depth: a small shift in layer 1 has grown by layer 10, and the variance multiplies.
 
-A network without normalization takes a few steps; a fixed batch goes through it before and after. The shift of a layer
-is how far the pre-activations of its units moved, in their own standard deviations at the start.
+A network without normalization is trained under `normscope.watch`, which sends a fixed batch through it at the first
+and at the last step. The shift of a layer is how far the pre-activations of its units moved, in their own standard
+deviations at the start.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.decision import Decision
 from normscope.claims.interval import paired
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import on_probe, pre_activations, shifts
+from normscope.record.reader import Record
 from normscope.report.parts import Axis, Curve, Curves
 from normscope.terms.verdict import Effect
 
@@ -31,22 +32,25 @@ def cases(seeds: int, rate: float) -> list[Case]:
 
 def run(case: Case, bench: Bench) -> dict[str, Any]:
     """Shift and change of variance of each layer over one epoch, on a fixed batch."""
-    images = bench.images
-    probe, before, after = images.test_x[:256], [], []
+    images, last = bench.images, bench.last_step(epochs=1)
 
-    def build() -> torch.nn.Sequential:
-        model = mlp(images.x[0].numel(), depth=DEPTH, width=64, activation=case["activation"])
-        before.extend(pre_activations(model.to(bench.device), probe))
-        return model
+    def read(record: Record) -> dict[str, Any]:
+        looks = [[look.channels for look in on_probe(record, site)] for site in pre_activations(record)]
+        return {
+            "shift": shifts(record),
+            "variance": [math.log2(last.var.mean() / first.var.mean()) for first, last in looks if first and last],
+        }
 
-    model, _ = bench.train(build, seed=case["seed"], rate=case["rate"], epochs=1)
-    assert isinstance(model, torch.nn.Sequential)
-    after = pre_activations(model, probe)
-    pairs = list(zip(before, after))
-    return {
-        "shift": [((new.mean(0) - old.mean(0)).abs() / old.std(0)).mean().item() for old, new in pairs],
-        "variance": [(new.var(0).mean() / old.var(0).mean()).log2().item() for old, new in pairs],
-    }
+    _, told = bench.follow(
+        lambda: mlp(images.x[0].numel(), depth=DEPTH, width=64, activation=case["activation"]),
+        read,
+        at=lambda step: step == last,
+        probe=images.test_x[:256],
+        seed=case["seed"],
+        rate=case["rate"],
+        epochs=1,
+    )
+    return told
 
 
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:

@@ -1,8 +1,8 @@
 """1.3: batch normalization pulls pre-activations back to mean 0 and variance 1, into the sensitive region; gradients
 grow and the training is faster.
 
-Deep sigmoid and tanh networks with and without batch normalization, from weights that are twice too large: where their
-pre-activations lie after the training, how large the first gradient is at the start, and how far each training gets.
+Deep sigmoid and tanh networks under `normscope.watch`, with and without the norm, from weights twice too large: where
+their pre-activations lie after the training, how large the first gradient is at the start, and how far each gets.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.curves import accuracy_by, told
 from normscope.claims.decision import Decision
 from normscope.claims.interval import paired
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import saturated
+from normscope.record.reader import Record
 from normscope.report.parts import Curves
 from normscope.terms.activations import ACTIVATIONS
 from normscope.terms.verdict import Effect
@@ -40,25 +41,29 @@ def cases(seeds: int, epochs: int) -> list[Case]:
 
 def run(case: Case, bench: Bench) -> dict[str, Any]:
     """The curve, the first layer's gradient at the start, and the saturated share after the training."""
-    images = bench.images
+    images, last = bench.images, bench.last_step(case["epochs"])
 
-    def build() -> torch.nn.Sequential:
+    def build() -> nn.Sequential:
         gain = 2 * ACTIVATIONS[case["activation"]].gain
         return mlp(
             images.x[0].numel(), depth=DEPTH, width=64, activation=case["activation"], norm=case["norm"], gain=gain
         )
 
-    torch.manual_seed(case["seed"])
-    fresh = build().to(bench.device)
-    cross_entropy(fresh(images.x[:256]), images.y[:256]).backward()
-    gradient = fresh[1].weight.grad
-    assert isinstance(gradient, torch.Tensor)
-    model, curve = bench.train(build, seed=case["seed"], rate=0.05, epochs=case["epochs"])
-    assert isinstance(model, torch.nn.Sequential)
-    row = ACTIVATIONS[case["activation"]]
-    given = torch.stack(pre_activations(model, images.test_x[:256]))
-    saturated = ((given < (row.low or 0)) | (given > (row.high or 0))).float().mean().item()
-    return {**told(curve), "gradient": gradient.norm().item(), "saturated": saturated}
+    def read(record: Record) -> dict[str, Any]:
+        gradient = record.series("1@weight:gradient", "gradient_norm", source="probe").values[0]
+        return {"gradient": float(gradient), "saturated": sum(end for _, end in saturated(record)) / DEPTH}
+
+    curve, seen = bench.follow(
+        build,
+        read,
+        at=lambda step: step == last,
+        probe=(images.test_x[:256], images.test_y[:256]),
+        measures=("activation", "gradient"),
+        seed=case["seed"],
+        rate=0.05,
+        epochs=case["epochs"],
+    )
+    return {**told(curve), **seen}
 
 
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:

@@ -76,7 +76,7 @@ CLAIM = Claim(
     "test accuracy of batch normalization alone less that of Dropout 0.3, of both, and of neither, paired by "
     "seed.",
     decision=Decision(-0.01, -0.01, "accuracy", "within one point is as good"),
-    sizes={"quick": {"seeds": 5, "epochs": 20}, "full": {"seeds": 20, "epochs": 200}},
+    sizes={"quick": {"seeds": 15, "epochs": 20}, "full": {"seeds": 20, "epochs": 200}},
     cases=cases,
     run=run,
     weigh=weigh,

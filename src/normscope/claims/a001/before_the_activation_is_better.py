@@ -73,8 +73,8 @@ CLAIM = Claim(
     source="001, section 6",
     protocol="Dense networks of 6 layers, SGD with rate 0.01, momentum 0.9, batch 64; test accuracy at the end and as "
     "the mean over all epochs, norm before less norm after, paired by seed.",
-    decision=Decision(0.005, -0.005, "accuracy", "half a point is the least that five seeds can show"),
-    sizes={"quick": {"seeds": 5, "epochs": 6}, "full": {"seeds": 20, "epochs": 40}},
+    decision=Decision(0.005, -0.005, "accuracy", "half a point is the least that fifteen seeds can show"),
+    sizes={"quick": {"seeds": 15, "epochs": 6}, "full": {"seeds": 20, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

@@ -1,7 +1,8 @@
 """1.2: pre-activations drift toward the saturated ends with depth and training; the lower layers' gradients vanish.
 
 Sigmoid and tanh networks without normalization: the saturated share of each layer's pre-activations before and after
-the training, and the gradient of the first layer over that of the last hidden one.
+the training, and the gradient of the first layer's weights over that of the last hidden one's, as `normscope.watch`
+records them on a fixed batch.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
-from torch.nn.functional import cross_entropy
-
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.decision import Decision
 from normscope.claims.interval import paired
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import saturated
+from normscope.record.reader import Record
 from normscope.report.parts import Axis, Curve, Curves
-from normscope.terms.activations import ACTIVATIONS
 from normscope.terms.verdict import Effect
 
 DEPTH = 6
@@ -33,31 +32,29 @@ def cases(seeds: int, epochs: int) -> list[Case]:
 
 def run(case: Case, bench: Bench) -> dict[str, Any]:
     """Saturated shares by layer and the ratio of gradients, before and after."""
-    images, name = bench.images, case["activation"]
-    fresh: list[dict[str, Any]] = []
+    images, last = bench.images, bench.last_step(case["epochs"])
+    curve, told = bench.follow(
+        lambda: mlp(images.x[0].numel(), depth=DEPTH, width=64, activation=case["activation"]),
+        _state,
+        at=lambda step: step == last,
+        probe=(images.test_x[:256], images.test_y[:256]),
+        measures=("activation", "gradient"),
+        seed=case["seed"],
+        rate=0.1,
+        epochs=case["epochs"],
+    )
+    return {**told, "final": curve.final}
 
-    def build() -> nn.Sequential:
-        model = mlp(images.x[0].numel(), depth=DEPTH, width=64, activation=name)
-        fresh.append(_state(model.to(bench.device), name, bench))
-        return model
 
-    model, curve = bench.train(build, seed=case["seed"], rate=0.1, epochs=case["epochs"])
-    assert isinstance(model, nn.Sequential)
-    return {"before": fresh[0], "after": _state(model, name, bench), "final": curve.final}
-
-
-def _state(model: nn.Sequential, name: str, bench: Bench) -> dict[str, Any]:
-    """The saturated share of each layer, and decades from the last hidden layer's gradient down to the first's."""
-    row, images = ACTIVATIONS[name], bench.images
-    model.zero_grad()
-    cross_entropy(model(images.x[:256]), images.y[:256]).backward()
-    linears = [layer for layer in model if isinstance(layer, nn.Linear)][:-1]
-    norms = [float(layer.weight.grad.norm()) if layer.weight.grad is not None else math.nan for layer in linears]
-    model.zero_grad()
-    given = pre_activations(model, images.test_x[:256])
-    ends = [((layer < (row.low or 0)) | (layer > (row.high or 0))).float().mean().item() for layer in given]
-    spread = [layer.std().item() for layer in given]
-    return {"saturated": ends, "spread": spread, "lost": math.log10(norms[-1] / max(norms[0], 1e-300))}
+def _state(record: Record) -> dict[str, Any]:
+    """The saturated share of each layer at both looks; decades from the last hidden layer's gradient to the first's."""
+    layers = [site.path for site in record.sites if site.role == "producer" and site.what == "output"][:-1]
+    first, last = (
+        float(record.series(f"{path}@weight:gradient", "gradient_norm", source="probe").values[-1])
+        for path in (layers[0], layers[-1])
+    )
+    before, after = zip(*saturated(record))
+    return {"before": before, "after": after, "lost": math.log10(last / max(first, 1e-300))}
 
 
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:
@@ -65,12 +62,11 @@ def weigh(outcomes: Outcomes) -> dict[str, Effect]:
     effects = {}
     for name in FUNCTIONS:
         rows = outcomes.where(activation=name)
-        before, after = ([row["saturated"] for row in rows.column(when)] for when in ("before", "after"))
+        before, after = (rows.column(when) for when in ("before", "after"))
         grown = [sum(new) / DEPTH - sum(old) / DEPTH for old, new in zip(before, after)]
         effects[f"{name}: more saturated after training"] = paired(grown, "share")
         effects[f"{name}: more saturated with depth"] = paired([row[-1] - row[0] for row in after], "share")
-        lost = [row["lost"] for row in rows.column("after")]
-        effects[f"{name}: the first layer's gradient is smaller"] = paired(lost, "decades")
+        effects[f"{name}: the first layer's gradient is smaller"] = paired(rows.column("lost"), "decades")
     return effects
 
 
@@ -79,7 +75,7 @@ def draw(outcomes: Outcomes) -> Curves:
     curves = []
     for name in FUNCTIONS:
         for when in ("before", "after"):
-            rows = [row["saturated"] for row in outcomes.where(activation=name).column(when)]
+            rows = outcomes.where(activation=name).column(when)
             layers = tuple(float(layer) for layer in range(1, DEPTH + 1))
             curves.append(Curve(f"{name}, {when}", layers, tuple(sum(at) / len(at) for at in zip(*rows))))
     return Curves(

@@ -113,7 +113,7 @@ CLAIM = Claim(
     "normalization or iterative whitening in the hidden layers. Test accuracy as the mean over epochs, paired "
     "by seed.",
     decision=Decision(0.01, 0.0, "accuracy over the training", "one point over the whole training is a gain in speed"),
-    sizes={"quick": {"seeds": 5, "epochs": 4}, "full": {"seeds": 10, "epochs": 40}},
+    sizes={"quick": {"seeds": 12, "epochs": 4}, "full": {"seeds": 12, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

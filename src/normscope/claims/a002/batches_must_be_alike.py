@@ -67,7 +67,7 @@ CLAIM = Claim(
     protocol="Dense networks of 3 layers with batch normalization, SGD with momentum 0.9, rate 0.02 × batch/64, equal "
     "epochs; final test accuracy, shuffled less sorted by class, and batch 64 less batch 4, paired by seed.",
     decision=Decision(0.03, 0.0, "accuracy", "3 points are a difference that a user sees"),
-    sizes={"quick": {"seeds": 5, "epochs": 4}, "full": {"seeds": 10, "epochs": 40}},
+    sizes={"quick": {"seeds": 8, "epochs": 4}, "full": {"seeds": 10, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

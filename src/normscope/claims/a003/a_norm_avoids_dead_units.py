@@ -1,22 +1,24 @@
 """3.7: a norm between linear map and nonlinearity avoids dead units.
 
 ReLU networks from a bad start (biases of −1 and weights twice too small or large) and at a large rate; a unit is dead
-when its output is zero for the whole test split after the training.
+when its output is one value for the whole test split: the measure `dead` of `normscope.watch`. Of a training that
+broke off, all units count as dead.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.decision import Decision
 from normscope.claims.interval import paired
-from normscope.claims.models import mlp, pre_activations
+from normscope.claims.models import mlp
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.seen import pre_activations
+from normscope.record.reader import Record
 from normscope.report.parts import Axis, Column, Profile
 from normscope.terms.verdict import Effect
 
@@ -38,25 +40,33 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     """The share of units that are dead before and after the training."""
     images = bench.images
     rate, bias = TROUBLES[case["trouble"]]
-    before: list[float] = []
+    last = bench.last_step(case["epochs"])
 
     def build() -> nn.Sequential:
         model = mlp(images.x[0].numel(), depth=4, width=64, norm=case["norm"])
         for layer in list(model)[:-1]:
             if isinstance(layer, nn.Linear):
                 nn.init.constant_(layer.bias, bias)
-        before.append(_dead(model.to(bench.device), images.test_x))
         return model
 
-    model, curve = bench.train(build, seed=case["seed"], rate=rate, epochs=case["epochs"])
-    assert isinstance(model, nn.Sequential)
-    return {"before": before[0], "after": _dead(model, images.test_x), "final": curve.final}
+    curve, (before, after) = bench.follow(
+        build,
+        _dead,
+        at=lambda step: step == last,
+        probe=images.test_x,
+        measures=("activation", "dead"),
+        seed=case["seed"],
+        rate=rate,
+        epochs=case["epochs"],
+    )
+    return {"before": before, "after": 1.0 if curve.diverged else after, "final": curve.final}
 
 
-def _dead(model: nn.Sequential, x: torch.Tensor) -> float:
-    """The share of hidden units whose ReLU gives zero for every sample; all of those that are no numbers."""
-    given = pre_activations(model, x)
-    return torch.cat([(~(layer > 0)).all(0) for layer in given]).float().mean().item()
+def _dead(record: Record) -> tuple[float, float]:
+    """The dead share at the first and at the last look, mean over layers of equal width."""
+    layers = [record.series(site.path, "dead").values for site in pre_activations(record)]
+    first, last = (sum(float(layer[at]) for layer in layers) / len(layers) for at in (0, -1))
+    return first, last
 
 
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:

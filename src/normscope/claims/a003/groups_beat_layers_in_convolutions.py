@@ -71,8 +71,8 @@ CLAIM = Claim(
     protocol="Convolutional networks of 4 layers (16 and 32 channels), SGD with rate 0.03, momentum 0.9 and batch 64; "
     "test accuracy as the mean over epochs, against one group, paired by seed. The best and the worst number "
     "of groups are chosen on the same runs, which favors the knob.",
-    decision=Decision(0.005, -0.005, "accuracy", "half a point is the least that five seeds can show"),
-    sizes={"quick": {"seeds": 5, "epochs": 5}, "full": {"seeds": 10, "epochs": 40}},
+    decision=Decision(0.005, -0.005, "accuracy", "half a point is the least that two dozen seeds can show"),
+    sizes={"quick": {"seeds": 24, "epochs": 5}, "full": {"seeds": 30, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

@@ -85,7 +85,7 @@ CLAIM = Claim(
     "test accuracy as the mean over epochs, at each arm's best rate (speed) and over all rates (stability), "
     "paired by seed.",
     decision=Decision(0.02, 0.0, "accuracy over the training", "2 points are a difference that a user sees"),
-    sizes={"quick": {"seeds": 5, "epochs": 5}, "full": {"seeds": 10, "epochs": 40}},
+    sizes={"quick": {"seeds": 10, "epochs": 5}, "full": {"seeds": 10, "epochs": 40}},
     cases=cases,
     run=run,
     weigh=weigh,

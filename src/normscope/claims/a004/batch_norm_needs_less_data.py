@@ -66,7 +66,7 @@ CLAIM = Claim(
     "with rate 0.03, momentum 0.9 and batch 40; final test accuracy with less without, paired by seed. Speed "
     "and initialization are decided by 0.11 and 0.13.",
     decision=Decision(0.02, 0.0, "accuracy gained", "2 points are a difference that a user sees"),
-    sizes={"quick": {"seeds": 5, "steps": 90}, "full": {"seeds": 10, "steps": 2000}},
+    sizes={"quick": {"seeds": 20, "steps": 90}, "full": {"seeds": 20, "steps": 2000}},
     cases=cases,
     run=run,
     weigh=weigh,

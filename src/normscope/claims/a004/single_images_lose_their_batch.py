@@ -101,7 +101,7 @@ CLAIM = Claim(
     "mode less that of single images, with kept statistics, with each image's own, and with statistics "
     "recalibrated on the training split, paired by seed.",
     decision=Decision(0.02, 0.01, "accuracy lost", "2 points are a loss that a user sees"),
-    sizes={"quick": {"seeds": 5}, "full": {"seeds": 20}},
+    sizes={"quick": {"seeds": 12}, "full": {"seeds": 20}},
     cases=cases,
     run=run,
     weigh=weigh,
