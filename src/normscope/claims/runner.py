@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,7 @@ class Job(Datum):
 
     @cached_property
     def key(self) -> str:
-        """Equal for jobs that would give the same: case, data, and the text of what runs it.
-
-        Read once, before the run: a text that changes meanwhile is not the one that ran.
-        """
+        """Equal for jobs that would give the same: case, data, and the text of what runs it."""
         told = json.dumps([self.case, self.bench.to_dict(), _text(self.module)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:20]
 
@@ -180,8 +177,9 @@ def _numbers(values: Any) -> Any:
     return float(values) if values in ("nan", "inf", "-inf") else values
 
 
+@cache
 def _text(module: str) -> list[str]:
-    """The text of what runs a job and of the shared files that it uses."""
+    """The text of what runs a job and of the shared files that it uses, as this process first saw it."""
     own = _read(importlib.import_module(module).__file__)
     names = (*_ALWAYS, *(name for name in _NAMED if f"{__package__}.{name} import" in own))
     return [own, *(_read(importlib.import_module(f"{__package__}.{name}").__file__) for name in names)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,14 +14,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="claims",
-    help="Every statement of the articles as a runnable experiment with a verdict.",
+    help="Every statement of the articles as a runnable experiment with a verdict.\n\n"
+    "Example: normscope claims run 0.11 3.5 --workers 2",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Claims (0.7) or articles (0); all when left out.")]
 Data = Annotated[str, typer.Option("--data", help="A folder of images; scikit-learn's digits when left out.")]
-Full = Annotated[bool, typer.Option("--full", help="The full size: hours, for a GPU.")]
+Full = Annotated[
+    bool, typer.Option("--full/--quick", help="The full size takes hours and a GPU; the quick one minutes.")
+]
 Device = Annotated[str, typer.Option(help="Where networks are trained.")]
 Cache = Annotated[Path, typer.Option(help="Where outcomes are kept.")]
 _CACHE = Path(".normscope/claims")
@@ -28,29 +32,49 @@ _CACHE = Path(".normscope/claims")
 
 @app.command(name="list")
 def list_(
+    ids: Ids = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     lang: Annotated[Literal["en", "zh"], typer.Option(help="The language of the sentences.")] = "en",
+    data: Data = "",
+    full: Full = False,
+    device: Device = "cpu",
+    cache: Cache = _CACHE,
 ) -> None:
-    """List the claims: number, kind, sentence.
+    """List the claims: number, sentence, last verdict, effect.
 
-    Example: normscope claims list --lang zh
+    Example: normscope claims list 0 --lang zh
     """
-    from normscope.claims.registry import claims
+    from normscope.claims.bench import Bench
+    from normscope.claims.ledger import ledger
 
-    rows = [{"id": one.id, "kind": one.kind, "name": one.name, "sentence": one.sentence(lang)} for one in claims()]
+    rows = ledger(_chosen(ids), size=_size(full), bench=Bench(data, device), cache=cache)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        told = [
+            {
+                "id": row.claim.id,
+                "kind": row.claim.kind,
+                "name": row.claim.name,
+                "sentence": row.claim.sentence(lang),
+                "verdict": row.verdict,
+                "effect": row.summary,
+            }
+            for row in rows
+        ]
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
     for row in rows:
-        typer.echo(f"{row['id']:<5} {row['kind']:<12} {row['sentence']}")
+        typer.echo(f"{row.claim.id:<5} {row.claim.sentence(lang)}")
+        typer.echo(f"      {row.verdict}{f': {row.summary}' if row.summary else ''}")
 
 
 @app.command()
 def run(
     ids: Ids = None,
+    all_: Annotated[bool, typer.Option("--all", help="All claims, as when no number is given.")] = False,
     data: Data = "",
     full: Full = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
+    ray: Annotated[str, typer.Option(help="Address of a Ray cluster that runs them; `local` starts one here.")] = "",
     device: Device = "cpu",
     cache: Cache = _CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of the ledger as JSON.")] = False,
@@ -58,22 +82,27 @@ def run(
 ) -> None:
     """Run claims, from where the last run stopped, and print their verdicts. Exit code 1 when a run failed.
 
-    Example: normscope claims run 0.7 2.13 --workers 2
+    Example: normscope claims run --all --quick --workers 2
     """
     from normscope.claims import runner
     from normscope.claims.bench import Bench
     from normscope.claims.ledger import ledger
 
-    chosen, bench, size = _chosen(ids), Bench(data, device), "full" if full else "quick"
-    failures = []
+    if all_ and ids:
+        raise typer.BadParameter("give numbers, or --all, not both")
+    chosen, bench, size = _chosen(ids), Bench(data, device), _size(full)
+    failures, started = [], time.monotonic()
 
-    def tell(job: runner.Job, failure: str | None) -> None:
+    def tell(job: runner.Job, failure: str | None, done: int, of: int) -> None:
         if failure is not None:
             failures.append(failure)
         if failure is not None or not quiet:
-            typer.echo(f"{job.claim:<5} {json.dumps(job.case)}{f'  failed: {failure}' if failure else ''}", err=True)
+            elapsed = time.monotonic() - started
+            left = f"{elapsed:.0f} s, about {elapsed / done * (of - done):.0f} s to go"
+            told = f"  failed: {failure}" if failure else ""
+            typer.echo(f"[{done}/{of}] {left}  {job.claim} {json.dumps(job.case)}{told}", err=True)
 
-    runner.run(chosen, size=size, bench=bench, cache=cache, workers=workers, progress=tell)
+    runner.run(chosen, size=size, bench=bench, cache=cache, workers=workers, ray=ray, progress=tell)
     rows = ledger(chosen, size=size, bench=bench, cache=cache)
     if as_json:
         typer.echo(json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False))
@@ -104,13 +133,17 @@ def report(
     from normscope.claims.ledger import ledger
     from normscope.claims.ledger import markdown as written
 
-    rows = ledger(_chosen(ids), size="full" if full else "quick", bench=Bench(data, device), cache=cache)
+    rows = ledger(_chosen(ids), size=_size(full), bench=Bench(data, device), cache=cache)
     if markdown is not None:
         markdown.write_text(written(rows), encoding="utf-8", newline="\n")
     else:
         page.write(rows, out, lang=lang)
     if not quiet:
         typer.echo(str((markdown or out).resolve()))
+
+
+def _size(full: bool) -> str:
+    return "full" if full else "quick"
 
 
 def _chosen(ids: list[str] | None) -> list[Claim]:
