@@ -40,7 +40,8 @@ JSON = st.recursive(
 
 
 def bits(summary):
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in summary.to_arrays().items()}
+    arrays = {name: array + array.dtype.type(0) for name, array in summary.to_arrays().items()}  # −0 is kept as 0
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
 def same(a, b):

@@ -34,7 +34,7 @@ def _loss(output, target):
 POINTS = [
     "normscope.watch.taps:row_of",
     "normscope.watch.update:row_of",
-    "normscope.watch.observer:summarize",
+    "normscope.watch.observer:digests",
     "normscope.watch.fixed_batch:sites",
     "normscope.watch.observer:FixedBatch",
     "normscope.watch.fixed_batch:observe",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from normscope.record.columns import Columns
 from normscope.record.database import Database
-from normscope.record.rows import Event, read_event, read_meta, read_scalars, read_site, read_summary, read_trial
+from normscope.record.rows import (
+    SUMMARY,
+    Event,
+    read_event,
+    read_meta,
+    read_scalars,
+    read_site,
+    read_summary,
+    read_trial,
+)
 from normscope.stats.summary import Summary
 from normscope.terms.site import Site
 from normscope.terms.verdict import Trial
@@ -21,6 +32,7 @@ _STEPS = """
         SELECT (SELECT min(step) FROM summary WHERE step > at.step) FROM at WHERE at.step IS NOT NULL
     )
 """
+_CHOSEN = "WITH at (step) AS (SELECT DISTINCT value FROM json_each(?))"
 _OF_SITE = """
     FROM at CROSS JOIN summary AS row JOIN segment ON segment.id = row.segment
     WHERE row.step = at.step AND row.source = ? AND row.site = (SELECT id FROM site WHERE key = ?)
@@ -93,18 +105,23 @@ class RankFile:
         """The numbers of a site's summaries, without their arrays."""
         return Columns.of(self.query(f"{_STEPS} SELECT {Columns.SQL} {_OF_SITE}", (source, key)))
 
-    def summaries(self, key: str, source: str) -> list[tuple[int, Summary]]:
-        """A site's summaries, by step."""
-        rows = self.query(f"{_STEPS} SELECT row.step, row.arrays {_OF_SITE}", (source, key))
-        return [(step, read_summary(arrays)) for step, arrays in rows]
+    def steps_of(self, key: str, source: str) -> list[int]:
+        """The steps at which a site has a summary, ascending."""
+        return [step for (step,) in self.query(f"{_STEPS} SELECT row.step {_OF_SITE}", (source, key))]
+
+    def summaries(self, key: str, source: str, steps: Sequence[int] | None = None) -> list[tuple[int, Summary]]:
+        """A site's summaries, by step: all, or those of `steps`."""
+        at, asked = (_STEPS, ()) if steps is None else (_CHOSEN, (json.dumps([int(step) for step in steps]),))
+        rows = self.query(f"{at} SELECT row.step, {SUMMARY} {_OF_SITE}", (*asked, source, key))
+        return [(step, read_summary(*columns)) for step, *columns in rows]
 
     def summary(self, key: str, step: int, source: str) -> Summary | None:
         """A site's summary at one step."""
         rows = self.query(
-            f"WITH at (step) AS (SELECT ?) SELECT row.arrays {_OF_SITE}",
+            f"WITH at (step) AS (SELECT ?) SELECT {SUMMARY} {_OF_SITE}",
             (step, source, key),
         )
-        return read_summary(rows[0][0]) if rows else None
+        return read_summary(*rows[0]) if rows else None
 
     def scalars(self, key: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a number of the site `key`, or of the whole run ("")."""

@@ -6,15 +6,19 @@ What reads raises RecordError where a row is malformed.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from normscope.record.blob import pack, unpack
 from normscope.record.malformed import reading
+from normscope.stats.digest import Digest
+from normscope.stats.moments import Moments
+from normscope.stats.monoid import prefixed, unprefixed
 from normscope.stats.summary import Summary
 from normscope.terms.datum import Datum, plain
 from normscope.terms.site import Site
@@ -22,6 +26,7 @@ from normscope.terms.spec import NormSpec
 from normscope.terms.verdict import Trial
 
 SOURCES = ("live", "probe", "probe_eval")
+_PLAIN = b"\0"  # begins the code of a sketch that comes without channels, and no zlib stream
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,36 +59,57 @@ class Row(NamedTuple):
     site: Site | None = None
 
 
-def summary_row(site: Site, step: int, source: str, summary: Summary) -> Row:
+def summary_row(site: Site, step: int, source: str, summary: Summary | Digest) -> Row:
     """The row of one tensor's summary. Raises ValueError for an unknown `source`."""
     if source not in SOURCES:
         raise ValueError(f"a summary comes from one of {', '.join(SOURCES)}, not {source!r}")
-    moments, sketch = summary.moments, summary.sketch
-    values = (
-        int(step),
-        source,
-        int(summary.size),
-        int(moments.count),
-        float(moments.mean),
-        float(moments.m2),
-        float(summary.low),
-        float(summary.high),
-        int(sketch.zeros),
-        int(sketch.nan),
-        int(sketch.pos_inf),
-        int(sketch.neg_inf),
-        pack(summary.to_arrays()),
-    )
-    return Row("summary", values, site)
+    if isinstance(summary, Digest):
+        digest, arrays = summary, _PLAIN + summary.code
+    else:
+        digest = Digest.of(summary)
+        arrays = _PLAIN + digest.code if summary.channels is None else _with_channels(digest, summary.channels)
+    count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, _, size = digest
+    numbers = int(zeros), int(nan), int(pos_inf), int(neg_inf)
+    return Row("summary", (int(step), source, int(size), int(count), mean, m2, low, high, *numbers, arrays), site)
+
+
+SUMMARY = (
+    "row.count, row.mean, row.m2, row.low, row.high, row.zeros, row.nan, row.pos_inf, row.neg_inf, row.arrays, row.size"
+)
+"""The columns of a summary, as `read_summary` takes them."""
 
 
 @reading("A summary")
-def read_summary(arrays: bytes) -> Summary:
-    """The summary in the column `arrays`."""
-    summary = Summary.from_arrays(unpack(arrays))
-    if np.shape(summary.moments.mean):
-        raise ValueError("the moments of a whole tensor are single numbers")
-    return summary
+def read_summary(
+    count: float,
+    mean: float | None,
+    m2: float | None,
+    low: float | None,
+    high: float | None,
+    zeros: int,
+    nan: int,
+    pos_inf: int,
+    neg_inf: int,
+    arrays: bytes,
+    size: int,
+) -> Summary:
+    """The summary in the columns `SUMMARY`; a NULL is NaN."""
+    channels = None
+    if arrays[:1] == _PLAIN:
+        code = arrays[1:]
+    else:
+        told = unpack(arrays)
+        code = np.asarray(told["code"], np.uint8).tobytes()
+        channels = Moments.from_arrays(unprefixed("channels.", told))
+    bounds = (math.nan if number is None else float(number) for number in (mean, m2, low, high))
+    apart = (int(number) for number in (zeros, nan, pos_inf, neg_inf))
+    summary = Digest._make((int(count), *bounds, *apart, code, int(size))).summary
+    return summary if channels is None else replace(summary, channels=channels)
+
+
+def _with_channels(digest: Digest, channels: Moments) -> bytes:
+    code = np.frombuffer(digest.code, np.uint8)
+    return pack({"code": code, **prefixed("channels.", channels.to_arrays())})
 
 
 def scalar_row(site: Site | None, step: int, quantity: str, value: float) -> Row:

@@ -60,8 +60,8 @@ CREATE TABLE site (
 CREATE INDEX site_of ON site (path, call);
 
 -- The distribution of one tensor at one step. The columns are of the finite elements that were looked at;
--- variance = m2 / count. A NULL in a REAL column is NaN. The arrays are described in blob.py: one zlib stream of a
--- JSON line that names dtypes and shapes, then the raw little-endian bytes.
+-- variance = m2 / count. A NULL in a REAL column is NaN. The arrays are a byte 0 and the filled bins of the sketch as
+-- stats/code.py describes; where there are moments per channel as well, a blob as in blob.py of both.
 CREATE TABLE summary (
     segment INTEGER NOT NULL REFERENCES segment (id),
     site    INTEGER NOT NULL REFERENCES site (id),
@@ -77,7 +77,7 @@ CREATE TABLE summary (
     nan     INTEGER NOT NULL,
     pos_inf INTEGER NOT NULL,
     neg_inf INTEGER NOT NULL,
-    arrays  BLOB NOT NULL                            -- the whole summary: sketch, moments per channel
+    arrays  BLOB NOT NULL                            -- the sketch, and moments per channel
 );
 -- Steps lead, so that a step is appended to the end of the index and does not touch a page per site.
 CREATE UNIQUE INDEX summary_at ON summary (step, source, site, segment);

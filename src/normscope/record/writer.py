@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from normscope.record.drops import Drops
 from normscope.record.rows import Row, event_row, meta_row, scalar_row, summary_row, trial_row
 from normscope.record.sink import Sink
 from normscope.record.surroundings import surroundings
+from normscope.stats.digest import Digest
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning, RecordError
 from normscope.terms.site import Site
@@ -90,6 +91,10 @@ class Writer:
         """Put in the summary of one tensor; `source` is "live", "probe" or "probe_eval"."""
         self._put("summary", step, summary_row, site, step, source, summary)
 
+    def digests(self, step: int, source: str, digests: Iterable[tuple[Site, Digest]]) -> None:
+        """Put in many summaries of one step at once."""
+        self._put_each("summary", step, summary_row, [(site, step, source, digest) for site, digest in digests])
+
     def scalar(self, site: Site | None, step: int, quantity: str, value: float) -> None:
         """Put in one number of a site, or of the whole run (None)."""
         self._put("scalar", step, scalar_row, site, step, quantity, value)
@@ -148,16 +153,21 @@ class Writer:
         self.close()
 
     def _put(self, kind: str, step: int | None, encode: Callable[..., Row], *arguments: Any) -> None:
+        self._put_each(kind, step, encode, [arguments])
+
+    def _put_each(
+        self, kind: str, step: int | None, encode: Callable[..., Row], entries: Sequence[tuple[Any, ...]]
+    ) -> None:
         if os.getpid() != self._pid:  # asked before the lock, which a fork may have copied while it was held
             return
         with self._changed:
-            if self._closing or self._waiting[kind] >= self._limits[kind]:
+            room = 0 if self._closing else max(0, self._limits[kind] - self._waiting[kind])
+            self._queue += [(kind, encode, arguments) for arguments in entries[:room]]
+            self._waiting[kind] += len(entries[:room])
+            for _ in entries[room:]:
                 self._dropped += 1
                 self._drops.add(kind, step)
-                return
-            self._queue.append((kind, encode, arguments))
-            self._waiting[kind] += 1
-            if len(self._queue) == self._haste:
+            if len(self._queue) >= self._haste:
                 self._changed.notify_all()
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,13 +54,18 @@ def finite(x: torch.Tensor) -> torch.Tensor | None:
 
 def in_memory_order(x: torch.Tensor) -> torch.Tensor | None:
     """All elements as they lie in memory, a 1-D view; None when they have gaps or overlap."""
+    return x.as_strided((x.numel(),), (1,)) if is_dense(x.shape, x.stride()) else None
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements of such a tensor fill a stretch of memory, in whatever order of the axes."""
     expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape)):
+    for stride, size in sorted(zip(strides, shape)):
         if size != 1:
             if stride != expected:
-                return None
+                return False
             expected *= size
-    return x.as_strided((x.numel(),), (1,))
+    return True
 
 
 def block_size(device: torch.device) -> int:

@@ -50,6 +50,9 @@ class Site(Datum):
     feeds: str | None = None
     aliases: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash((self.path, self.what, self.call, self.name))  # what tells two places apart, and quick to say
+
     @property
     def key(self) -> str:
         """The site as one word: ``path[#call][@name]:what``.

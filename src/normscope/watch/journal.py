@@ -8,8 +8,11 @@ from contextlib import suppress
 from math import isfinite
 from typing import Any
 
+from torch import nn
+
 from normscope.record.writer import Writer
-from normscope.stats.summary import Summary
+from normscope.stats.compiled import prepare
+from normscope.stats.digest import Digest
 from normscope.terms.errors import NormscopeWarning
 from normscope.terms.site import Site
 from normscope.watch.measure import Distribution, Reading
@@ -49,11 +52,10 @@ class Journal:
         """Note that a step did not update the parameters, or an attempt at it was given up."""
         self.writer.event("skipped", f"At step {step} {why}.", step=step)
 
-    def live(self, step: int, summaries: Sequence[tuple[Site, Summary]]) -> None:
+    def live(self, step: int, digests: Sequence[tuple[Site, Digest]]) -> None:
         """Write what was seen of the training itself, in the order in which it was computed."""
-        for site, summary in summaries:
-            self.writer.summary(site, step, "live", summary)
-        broken = next((site for site, summary in summaries if summary.sketch.nonfinite), None)
+        self.writer.digests(step, "live", digests)
+        broken = next((site for site, digest in digests if digest.nonfinite), None)
         if broken is not None:
             self._not_finite("site", step, f"`{broken.key}`", {"site": broken.key})
 
@@ -65,10 +67,10 @@ class Journal:
             else:
                 self.writer.scalar(reading.site, step, reading.quantity, reading.value)
 
-    def update_ratios(self, step: int, summaries: Sequence[tuple[Site, Summary]]) -> None:
-        """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `summaries`, unless it is zero."""
-        values = {(site.path, site.name): summary for site, summary in summaries if site.what == "parameter"}
-        for site, change in summaries:
+    def update_ratios(self, step: int, digests: Sequence[tuple[Site, Digest]]) -> None:
+        """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `digests`, unless it is zero."""
+        values = {(site.path, site.name): digest for site, digest in digests if site.what == "parameter"}
+        for site, change in digests:
             value = values.get((site.path, site.name)) if site.what == "update" else None
             if value is not None and value.rms > 0:
                 self.writer.scalar(site, step, "update_ratio", change.rms / value.rms)
@@ -79,6 +81,12 @@ class Journal:
         if news:
             self._known.update(news)
             self.writer.meta(**news)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Load the loops that summarize tensors on the CPU, where the model has any; the record says what serves."""
+        if any(parameter.device.type == "cpu" for parameter in model.parameters()):
+            missing = prepare()
+            self.know(summaries="compiled" if missing is None else f"by torch ({missing})")
 
     def found_loss(self, step: int, value: float) -> None:
         """Keep a loss that was found, until it is clear that the user does not tell it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 from typing import NamedTuple
@@ -9,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from normscope.stats import compiled
+from normscope.stats.batch import summarize
+from normscope.stats.digest import Digest
 from normscope.stats.sample import strided
 from normscope.stats.summary import Summary
 from normscope.stats.values import exact
@@ -22,21 +26,55 @@ The same elements are read at every probe, so this error is the same each time a
 
 
 class Row(NamedTuple):
-    """A strided sample of one tensor, copied: 1-D, float32 or float64; `size` is how many elements it stands for."""
+    """What was read of one tensor as it was at one moment: its digest, or a sample of which one is still to be made.
+
+    Attributes:
+        size: elements of the tensor.
+        sample: strided, copied, 1-D, float32 or float64; None where nobody asked for it and the digest is there.
+        digest: that of the sample; None where it is cheaper to make it later, together with others.
+    """
 
     site: Site
-    sample: Tensor
     size: int
+    sample: Tensor | None = None
+    digest: Digest | None = None
 
 
-def row_of(site: Site, tensor: Tensor | None) -> Row | None:
-    """The row of `tensor` as it is now; None when there is nothing to read."""
+def row_of(site: Site, tensor: Tensor | None, *, keep: bool = False) -> Row | None:
+    """The row of `tensor` as it is now, with its sample if it is to be kept; None when there is nothing to read."""
+    if tensor is not None and tensor.numel():
+        if keep:
+            both = compiled.digest_and_sample(tensor)
+            if both is not None:
+                return Row(site, both[0].size, both[1], both[0])
+        elif (digest := compiled.digest(tensor)) is not None:
+            return Row(site, digest.size, None, digest)
     values = readable(tensor)
     if values is None:
         return None
     sample = strided(values)
     copied = exact(sample)
-    return Row(site, sample.clone() if copied is sample else copied, values.numel())
+    return Row(site, values.numel(), sample.clone() if copied is sample else copied)
+
+
+def change_of(row: Row, site: Site, tensor: Tensor) -> Row | None:
+    """The row of what `tensor` has become since its kept `row`, less what it was; None when it is another tensor."""
+    if tensor.numel() != row.size or row.sample is None:
+        return None
+    digest = compiled.digest_of_change(tensor, row.sample)
+    if digest is not None:
+        return Row(site, row.size, None, digest)
+    now = row_of(site, tensor, keep=True)
+    if now is None or now.sample is None or now.sample.shape != row.sample.shape:
+        return None
+    return Row(site, row.size, now.sample - row.sample)
+
+
+def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
+    """The site and the digest of each of `rows`; those that are still to be made are made together."""
+    samples = [(row.sample, row.size) for row in rows if row.digest is None and row.sample is not None]
+    made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples]))
+    return [(row.site, Digest.of(next(made)) if row.digest is None else row.digest) for row in rows]
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:

@@ -70,7 +70,7 @@ class Taps:
     @property
     def overflowed(self) -> bool:
         """Whether a gradient that was seen is not finite."""
-        return not all(bool(row.sample.isfinite().all()) for row in self.backward.values())
+        return any(_broken(row) for row in self.backward.values())
 
     def begin(self, given: Any = ()) -> None:
         """A forward pass begins on the arguments `given`. What was seen before is forgotten."""
@@ -148,8 +148,15 @@ class Taps:
             root_of_pass = loss_in_backward(self._thread)
             self.loss = self.loss if root_of_pass is None else root_of_pass
         if site.key not in self.backward:
-            row = row_of(site, gradient)
+            row = row_of(site, gradient, keep=True)  # it may have to be unscaled
             if row is not None:
                 self.backward[site.key] = row
         if root and self.root_gradient is None and self._hold(gradient):
             self.root_gradient = gradient.detach().clone()
+
+
+def _broken(row: Row) -> bool:
+    """Whether a value that was read is not finite."""
+    if row.digest is not None:
+        return row.digest.nonfinite > 0
+    return row.sample is not None and not bool(row.sample.isfinite().all())

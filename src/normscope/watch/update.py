@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from normscope.watch.callers import calling_scaler
 from normscope.watch.plan import Place, Plan
-from normscope.watch.sample import Row, row_of
+from normscope.watch.sample import Row, change_of, row_of
 
 
 class Update:
@@ -26,7 +26,7 @@ class Update:
         self._before: list[tuple[Place, Parameter, Row]] = []
         for place in plan.places:
             parameter = place.parameter
-            row = row_of(place.value, parameter)
+            row = row_of(place.value, parameter, keep=True)
             if parameter is not None and row is not None:
                 self._before.append((place, parameter, row))
         self.gradients: list[Row] = []
@@ -55,7 +55,7 @@ class Update:
         overflow = getattr(optimizer, "found_inf", None)
         self.skipped = isinstance(overflow, Tensor) and bool(overflow)
         for place, parameter, _ in self._before:
-            row = row_of(place.gradient, parameter.grad)
+            row = row_of(place.gradient, parameter.grad, keep=fused)
             if row is not None:
                 self.gradients.append(unscaled(row, self.scale) if fused else row)
 
@@ -66,11 +66,13 @@ class Update:
         owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
         for place, parameter, before in self._before:
             if place.parameter is parameter and (owned is None or id(parameter) in owned):
-                now = row_of(place.update, parameter)
-                if now is not None and now.sample.shape == before.sample.shape:
-                    self.changes.append(now._replace(sample=now.sample - before.sample))
+                change = change_of(before, place.update, parameter)
+                if change is not None:
+                    self.changes.append(change)
 
 
 def unscaled(row: Row, scale: float) -> Row:
-    """The row of a gradient that was multiplied with `scale`."""
-    return row if scale == 1.0 else row._replace(sample=row.sample / scale)
+    """The row of a gradient that was multiplied with `scale`; of a row without a sample nothing changes."""
+    if scale == 1.0 or row.sample is None:
+        return row
+    return row._replace(sample=row.sample / scale, digest=None)
