@@ -192,3 +192,40 @@ def test_the_optimizer_is_made_again_over_the_treated_parameters(make):
 def test_the_trial_is_saved(tmp_path):
     result = trial(build, train_step, NORMALIZE, steps=6, seeds=(0, 1), path=tmp_path / "run")
     assert [kept.to_dict() for kept in ns.Record(tmp_path / "run").trials] == [result.to_dict()]
+
+
+def test_an_early_stop_leaves_out_seeds_and_keeps_its_confidence():
+    seeds = tuple(range(6))
+    result = trial(build, train_step, NORMALIZE, steps=30, seeds=seeds, stop_early=True)
+    ran = len(result.seeds)
+    assert result.verdict is Verdict.HOLDS and 2 <= ran < 6 and result.seeds == seeds[:ran]
+    assert result.effect.confidence == pytest.approx(1 - 0.05 / 5) and result.effect.high < 0
+    assert f"stopped early: the interval decided without seeds {', '.join(map(str, seeds[ran:]))}" in result.notes
+    short = trial(build, train_step, NORMALIZE, steps=30, seeds=seeds[:ran])
+    assert short.effect.value == result.effect.value and short.effect.high < result.effect.high
+
+
+def test_looking_early_does_not_find_what_is_not_there():
+    """Losses without any difference: at most 5% of trials may decide, as without early stops."""
+    from normscope.treat.trial import _effect, _Run
+
+    turns, trials, seeds = np.random.default_rng(0), 400, 6
+    found = 0
+    for _ in range(trials):
+        losses = np.exp(turns.normal(size=(2, seeds)))
+        arms = [[_Run(seed, (float(loss),), None, None) for seed, loss in enumerate(arm)] for arm in losses]
+        looks = (_effect(arms[0][:k], arms[1][:k], 1, 1 - 0.05 / (seeds - 1)) for k in range(2, seeds + 1))
+        found += any(look.excludes(0.0) for look in looks)
+    assert 0 < found <= 0.05 * trials
+
+
+def test_a_model_that_is_wrapped_already_is_refused(monkeypatch):
+    from torch.nn.parallel import DistributedDataParallel
+
+    from normscope.treat.ranks import mean_over_ranks, parallel
+
+    wrapped = object.__new__(DistributedDataParallel)
+    with pytest.raises(ns.NormscopeError, match="a build that wraps its model"):
+        parallel(wrapped)
+    model = nn.Linear(1, 1)
+    assert parallel(model) is model and mean_over_ranks(2.0) == 2.0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import normscope
-from normscope.cli import claims, demo, diagnose, explain, lint, norms, report, rules, run_script
+from normscope.cli import claims, demo, diagnose, explain, lint, norms, report, rules, run_script, trial
 from normscope.terms.errors import NormscopeError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command(name="run", context_settings={"allow_interspersed_args": False, "ign
 )
 app.command(name="lint")(lint.command)
 app.command(name="diagnose")(diagnose.command)
+app.command(name="trial")(trial.command)
 app.command(name="report")(report.command)
 app.command(name="explain")(explain.command)
 app.command(name="rules")(rules.command)

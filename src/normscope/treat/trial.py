@@ -21,9 +21,11 @@ from normscope.terms.finding import Diagnosis, Finding, Prescription
 from normscope.terms.verdict import Arm, Effect, Trial, Verdict
 from normscope.treat.interval import mean_interval
 from normscope.treat.optimizer import over
+from normscope.treat.ranks import mean_over_ranks, parallel, rank_and_size
 from normscope.treat.treatment import Treated, prescribed, treat
 
 CONFIDENCE = 0.95
+APART = 1_000_003  # between the seeds of two ranks: a prime, so that they meet no other run's
 BROKEN_RULE = "a run that broke off counts as the highest loss with which any run of the trial started or ended"
 
 Progress = Callable[[str, int, int], object]
@@ -38,6 +40,7 @@ def trial(
     seeds: Sequence[int],
     path: str | PathLike[str] | None = None,
     data: Any = None,
+    stop_early: bool = False,
     progress: Progress | None = None,
 ) -> Trial:
     """Train a model untreated and treated, once a seed, and say whether the treatment lowers the final loss.
@@ -45,6 +48,10 @@ def trial(
     Both arms of a seed start from the parameters that `build` makes under that seed, and training begins with the
     same random state (Python, numpy, torch), so a `train_step` that draws its batch from them, or chooses it by the
     step, sees the same data in the same order in both.
+
+    Under ``torchrun``, where a process group is initialized, every rank calls `trial` alike: the model is wrapped for
+    data parallel training after the treatment, each rank's random state is its own, the loss of a step is the mean over
+    the ranks, all of them get the same trial, and rank 0 saves it.
 
     Args:
         build: ``build(seed)`` or ``build()``; returns a model or ``(model, optimizer)``.
@@ -55,6 +62,9 @@ def trial(
         seeds: one pair of runs each; an interval needs two or more.
         path: a run directory in whose record the trial is saved.
         data: what the treatment needs to see (`normscope.treat`).
+        stop_early: whether to leave out the seeds that are left once the interval excludes zero. It is then looked at
+            after every seed from the second on, each time at the confidence that keeps all looks together at 95%
+            (Bonferroni: 1 − 0.05/(seeds − 1)).
         progress: told ``(arm, seed, step)`` after each step.
 
     Returns:
@@ -79,12 +89,15 @@ def trial(
     if isinstance(data, Iterator):
         data = list(data)
     course = _Course(build, train_step, what, steps, data, progress or (lambda arm, seed, step: None))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(seeds) - 1) if stop_early else CONFIDENCE
     untreated, treated = [], []
     for seed in seeds:
         untreated.append(course.run("untreated", seed))
         treated.append(course.run("treated", seed))
-    result = _judged(course, tuple(seeds), untreated, treated)
-    if path is not None:
+        if stop_early and _effect(untreated, treated, steps, confidence).excludes(0.0):
+            break
+    result = _judged(course, tuple(seeds), untreated, treated, confidence)
+    if path is not None and rank_and_size()[0] == 0:
         writer = Writer(path)
         writer.trial(result)
         writer.close()
@@ -118,8 +131,8 @@ class _Course(NamedTuple):
                 treated = treat(model, self.prescriptions, data=self.data, inplace=True)
                 model = treated.model
                 optimizer = optimizer and over(optimizer, model, before)
-            _seed(seed)
-            curve, broke = self._trained(arm, seed, model, optimizer)
+            _seed(seed + APART * rank_and_size()[0])
+            curve, broke = self._trained(arm, seed, parallel(model), optimizer)
         return _Run(seed, curve, broke, treated)
 
     def _built(self, seed: int) -> tuple[nn.Module, Optimizer | None]:
@@ -146,10 +159,11 @@ class _Course(NamedTuple):
                 value = self.train_step(*arguments, step)
             except Exception as error:
                 why = f"step {step}: {type(error).__name__}: {error}".splitlines()[0]
+                mean_over_ranks(math.nan)
                 if step == 0 and arm == "untreated":
                     raise _not_runnable(error) from error
                 break
-            curve.append(_loss(value))
+            curve.append(mean_over_ranks(_loss(value)))
             if not math.isfinite(curve[-1]):
                 why = f"step {step}: the loss is {curve[-1]}"
                 break
@@ -177,8 +191,11 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _judged(course: _Course, seeds: tuple[int, ...], untreated: list[_Run], treated: list[_Run]) -> Trial:
-    effect = _effect([(one.curve, other.curve) for one, other in zip(untreated, treated)], course.steps)
+def _judged(
+    course: _Course, asked: tuple[int, ...], untreated: list[_Run], treated: list[_Run], confidence: float
+) -> Trial:
+    effect = _effect(untreated, treated, course.steps, confidence)
+    seeds = tuple(run.seed for run in treated)
     if effect.high < 0:
         verdict = Verdict.HOLDS
     elif effect.low > 0:
@@ -192,13 +209,18 @@ def _judged(course: _Course, seeds: tuple[int, ...], untreated: list[_Run], trea
         arms=(_arm("untreated", untreated), _arm("treated", treated)),
         effect=effect,
         verdict=verdict,
-        notes=_notes(untreated, treated),
-        settings={"final_steps": _final_steps(course.steps), "torch": torch.__version__},
+        notes=_notes(untreated, treated, asked[len(seeds) :]),
+        settings={
+            "final_steps": _final_steps(course.steps),
+            "torch": torch.__version__,
+            **({"ranks": ranks} if (ranks := rank_and_size()[1]) > 1 else {}),
+        },
     )
 
 
-def _effect(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], steps: int) -> Effect:
+def _effect(untreated: Sequence[_Run], treated: Sequence[_Run], steps: int, confidence: float) -> Effect:
     """Treated minus untreated, paired by seed."""
+    pairs = [(one.curve, other.curve) for one, other in zip(untreated, treated)]
     tail = _final_steps(steps)
     finals = [[math.fsum(curve[-tail:]) / tail for curve in pair] for pair in pairs]
     known = [value for pair in finals for value in pair] + [curve[0] for pair in pairs for curve in pair]
@@ -208,8 +230,8 @@ def _effect(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], steps: int
         unit, differences = "log ratio of final loss", [math.log(after / before) for before, after in finals]
     else:
         unit, differences = "difference of final loss", [after - before for before, after in finals]
-    value, low, high = mean_interval(differences, CONFIDENCE)
-    return Effect(value, low, high, CONFIDENCE, unit, f"paired t, {len(pairs)} seeds, last {tail} steps")
+    value, low, high = mean_interval(differences, confidence)
+    return Effect(value, low, high, confidence, unit, f"paired t, {len(pairs)} seeds, last {tail} steps")
 
 
 def _final_steps(steps: int) -> int:
@@ -221,8 +243,10 @@ def _arm(name: str, runs: Sequence[_Run]) -> Arm:
     return Arm(name, tuple(run.curve for run in runs), broke)
 
 
-def _notes(untreated: Sequence[_Run], treated: Sequence[_Run]) -> tuple[str, ...]:
+def _notes(untreated: Sequence[_Run], treated: Sequence[_Run], left: Sequence[int]) -> tuple[str, ...]:
     notes = ["both arms of a seed share the start, the random state and the optimizer's settings"]
+    if left:
+        notes.append(f"stopped early: the interval decided without seeds {', '.join(map(str, left))}")
     done = treated[0].treated
     if done is not None and not done.changes:
         notes.append("the treatment changed nothing")
