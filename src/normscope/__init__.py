@@ -47,6 +47,7 @@ _FACE: dict[str, str] = {
     "unfreeze": "normscope.treat.treatments.freeze:unfreeze",
     "adapt": "normscope.treat.treatments.adapt:adapt",
     "parameter_groups": "normscope.treat.parameter_groups:parameter_groups",
+    "domain_banks": "normscope.treat.banks:domain_banks",
     "density_weights": "normscope.treat.density:density_weights",
     "effective_sample_size": "normscope.treat.density:effective_sample_size",
     "weighted_sampler": "normscope.treat.density:weighted_sampler",

@@ -21,6 +21,7 @@ from normscope.terms.site import Site as Site
 from normscope.terms.spec import NormSpec as NormSpec
 from normscope.terms.verdict import Trial as Trial
 from normscope.terms.verdict import Verdict as Verdict
+from normscope.treat.banks import domain_banks as domain_banks
 from normscope.treat.density import density_weights as density_weights
 from normscope.treat.density import effective_sample_size as effective_sample_size
 from normscope.treat.density import weighted_sampler as weighted_sampler

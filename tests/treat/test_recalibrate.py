@@ -250,3 +250,81 @@ def test_every_rank_gets_the_same_statistics(tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
     whole = data.flatten(0, 1).double()
     np.testing.assert_allclose(one["running_var"], whole.var(0, correction=0), rtol=1e-6)
+
+
+def test_domains_count_by_their_weights_and_not_by_their_sizes():
+    data = {"a": [torch.randn(30, 2), torch.randn(10, 2)], "b": [torch.randn(8, 2) * 3 + 5]}
+    model = recalibrate(nn.BatchNorm1d(2), data, weights={"a": 1, "b": 3}).model
+    a, b = (torch.cat(data[name]).double() for name in "ab")
+    mean = (a.mean(0) + 3 * b.mean(0)) / 4
+    square = (a.square().mean(0) + 3 * b.square().mean(0)) / 4
+    np.testing.assert_allclose(model.running_mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(model.running_var, square - mean**2, rtol=1e-5)
+    equal = recalibrate(nn.BatchNorm1d(2), data, weights={"a": 40, "b": 8}).model
+    np.testing.assert_allclose(equal.running_var, torch.cat((a, b)).var(0, correction=0), rtol=1e-6)
+    alone = recalibrate(nn.BatchNorm1d(2), data, weights={"a": 0, "b": 1}, exact=True).model
+    np.testing.assert_allclose(alone.running_mean, b.mean(0), rtol=1e-6)
+    for wrong in ({"a": 1}, {"a": 1, "b": -1}, {"a": 0, "b": 0}):
+        with pytest.raises(ns.NormscopeError, match="weights do not fit"):
+            recalibrate(nn.BatchNorm1d(2), data, weights=wrong)
+
+
+def test_each_domain_has_its_bank():
+    torch.manual_seed(0)
+    model = mlp(torch.float32).eval()
+    data = {"day": torch.randn(64, 4), "night": torch.randn(64, 4) - 3}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    banks = ns.domain_banks(model, data)
+    assert banks.domains == ("day", "night")
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    for name, x in data.items():
+        banks.use(model, name)
+        np.testing.assert_allclose(model[3].running_mean, model[1](model[0](x)).detach().mean(0), atol=1e-6)
+    with pytest.raises(ns.NormscopeError, match="domain `dusk`"):
+        banks.use(model, "dusk")
+
+
+def test_a_stream_without_an_end_is_left_when_nothing_moves_any_more():
+    turns, drawn = torch.Generator().manual_seed(0), []
+
+    def stream():
+        while True:
+            drawn.append(1)
+            yield torch.randn(256, 3, generator=turns) * 2 + 1
+
+    model = recalibrate(nn.BatchNorm1d(3), stream(), settle=0.01).model
+    assert 4 <= len(drawn) <= 256
+    np.testing.assert_allclose(model.running_mean, np.ones(3), atol=0.1)
+    np.testing.assert_allclose(model.running_var, np.full(3, 4.0), rtol=0.1)
+
+
+def test_averaged_weights_get_the_statistics_of_their_own_activations():
+    model = mlp(torch.float32)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update_parameters(model)
+    x = torch.randn(64, 4)
+    treated = recalibrate(average, x)
+    inner = average.module
+    assert [change.site for change in treated.changes] == ["", "module.3"]
+    np.testing.assert_allclose(inner[3].running_mean, inner[1](inner[0](x)).detach().mean(0), atol=1e-6)
+    assert model[3].running_mean.abs().sum() == 0
+
+
+def test_an_exact_recalibration_stops_when_nothing_moves_and_says_so():
+    passes = []
+
+    class Counted(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4))]
+    data = Counted([torch.randn(32, 4, dtype=torch.float64)])
+    told = recalibrate(nn.Sequential(*layers).double(), data, exact=True).changes[0].after
+    assert len(passes) == 2  # one batch is its own population: the second pass moves nothing
+    assert "after 1 more passes, the last of which moved nothing by more than" in told

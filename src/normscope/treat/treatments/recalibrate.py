@@ -10,7 +10,7 @@ comes close to the one in training mode, to the measured gap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -30,6 +30,7 @@ from normscope.treat.surgery import within
 from normscope.treat.treatment import Change, Treated, Treatment, perform
 
 Estimator = Literal["pooled", "paper"]
+_Domains = Sequence[tuple[float | None, Any]]  # the weight of each, None for its size, and its data
 SETTLED = 1e-5  # of a standard deviation: the order of what float32 resolves of an activation, far below any effect
 
 
@@ -39,6 +40,8 @@ def recalibrate(
     *,
     exact: bool = False,
     estimator: Estimator = "pooled",
+    weights: Mapping[str, float] | None = None,
+    settle: float | None = None,
     group: Any = None,
     inplace: bool = True,
 ) -> Treated:
@@ -49,14 +52,18 @@ def recalibrate(
     a model in training mode. Modes, hooks and random states are afterwards what they were.
 
     Args:
-        model: the network.
-        data: an iterable of batches as a loader yields them, or one batch.
+        model: the network, or an average of its weights (`torch.optim.swa_utils.AveragedModel`).
+        data: an iterable of batches as a loader yields them, or one batch. With `weights` a mapping from each domain to
+            its data.
         exact: measure each norm again with the norms below it already on their population statistics, so that
             evaluation mode is consistent with itself: one more pass over `data` for each norm that stands behind
             another, fewer when nothing moves any more.
         estimator: ``"pooled"`` is the variance of all values together, Σ(x − mean)²/n; ``"paper"`` is the average
             over batches of var·m/(m − 1), weighted by their size (Ioffe & Szegedy 2015, algorithm 2), which leaves
             out what differs between batches.
+        weights: the share of each domain in the population, whatever the number of its samples; they need not sum to 1.
+        settle: the pass ends early when, from a number of batches to twice that number, no mean and no spread has moved
+            by more than so many standard deviations: for streams without an end. None goes to the end.
         group: a process group over whose members the statistics are merged, so that every rank gets the same; None
             merges nothing.
         inplace: write into the buffers of `model` itself.
@@ -68,11 +75,11 @@ def recalibrate(
 
     Raises:
         DataError: there is no batch; a value is not finite; `exact` needs data that can be gone through again; the
-            paper's estimator meets a batch with one value a channel.
+            paper's estimator meets a batch with one value a channel; `weights` and domains do not fit.
         SpecError: there is no such estimator.
     """
-    act = lambda patient: apply(patient, data=data, exact=exact, estimator=estimator, group=group)  # noqa: E731
-    return perform(model, act, inplace=inplace)
+    ways = {"exact": exact, "estimator": estimator, "weights": weights, "settle": settle, "group": group}
+    return perform(model, lambda patient: apply(patient, data=data, **ways), inplace=inplace)
 
 
 def apply(
@@ -82,6 +89,8 @@ def apply(
     data: Any = None,
     exact: bool = False,
     estimator: Estimator = "pooled",
+    weights: Mapping[str, float] | None = None,
+    settle: float | None = None,
     group: Any = None,
 ) -> Treated:
     """`recalibrate`, for the norms at `sites` (all of them when empty), on the model itself."""
@@ -94,10 +103,11 @@ def apply(
         )
     if data is None:
         raise empty()
-    if exact and isinstance(data, Iterator):
+    domains: _Domains = [(None, data)] if weights is None else _weighted(data, weights)
+    if exact and any(isinstance(part, Iterator) for _, part in domains):
         raise DataError(
             "An exact recalibration was asked for on an iterator.",
-            found=type(data).__name__,
+            found=", ".join(type(part).__name__ for _, part in domains),
             because="it goes through the data once for each norm that stands behind another",
             do="pass a list of batches or a DataLoader, or use exact=False",
         )
@@ -105,14 +115,13 @@ def apply(
     banks, skipped = _banks(inner, sites)
     if not banks:
         return Treated(model, skipped=(*skipped, ("", "no norm here keeps statistics of batches")))
-    gap = _first_pass(inner, banks, data, group)
+    gap = _first_pass(inner, banks, domains, group, settle)
     seen = [bank for bank in banks if bank.count]
     skipped += [(bank.path, "it was not called by any batch") for bank in banks if not bank.count]
     changes = [bank.write(estimator) for bank in seen]
-    if exact:
-        _settle(inner, seen, data, group, estimator)
+    passes = _settle(inner, seen, domains, group, estimator) if exact else ""
     after = gap.now(inner)
-    changes = [Change("", f"train/eval gap {gap.before:.3g}", f"train/eval gap {after:.3g}"), *changes]
+    changes = [Change("", f"train/eval gap {gap.before:.3g}", f"train/eval gap {after:.3g}{passes}"), *changes]
     return Treated(model, tuple(changes), "approximate", after if gap.probe else None, tuple(skipped))
 
 
@@ -120,7 +129,7 @@ class _Bank:
     """One norm, and what has reached it."""
 
     def __init__(self, path: str, module: nn.Module, spec: NormSpec) -> None:
-        self.path, self.module = path, module
+        self.path, self.module, self.seen = path, module, 0.0
         self.axis = 1 if spec.layout == "channels_first" else -1
         self.clear()
 
@@ -128,6 +137,15 @@ class _Bank:
         channels = self.mean.numel()
         self.moments = Moments.empty((channels,))
         self.within = np.zeros(channels)  # Σ over batches of size · unbiased variance
+
+    def join(self, before: tuple[Moments, np.ndarray], weight: float | None) -> None:
+        """Add what was seen `before`; what is here counts as `weight`, or as it is."""
+        self.seen += self.count
+        if weight is not None and self.count:
+            share = weight / self.moments.count
+            self.moments = Moments(self.moments.count * share, self.moments.mean, self.moments.m2 * share)
+            self.within = self.within * share
+        self.moments, self.within = self.moments.merge(before[0]), self.within + before[1]
 
     @property
     def mean(self) -> Tensor:
@@ -176,7 +194,7 @@ class _Bank:
         return Change(
             self.path,
             f"running statistics, the mean of the worst channel {off.max():.3g} standard deviations off",
-            f"{estimator} statistics of {self.count:.0f} values a channel",
+            f"{estimator} statistics of {self.seen:.0f} values a channel",
         )
 
     def set(self, mean: np.ndarray, var: np.ndarray) -> None:
@@ -200,36 +218,81 @@ class _Gap(NamedTuple):
             return difference(self.probe.run(model), self.training)
 
 
-def _first_pass(model: nn.Module, banks: Sequence[_Bank], data: Any, group: Any) -> _Gap:
+def _first_pass(model: nn.Module, banks: Sequence[_Bank], domains: _Domains, group: Any, settle: float | None) -> _Gap:
     """Fill `banks` with one pass in which they normalize by each batch; the gap before."""
     gap = _Gap()
+
+    def run(probe: Probe) -> None:
+        nonlocal gap
+        evaluated = probe.run(model) if gap.probe is None else None
+        with _measuring(banks, by_batch=True):
+            output = probe.run(model)
+        if gap.probe is None:
+            gap = _Gap(probe, output, difference(evaluated, output))
+
     with torch.no_grad(), isolated(model, training=False):
-        for probe in batches(data, model):
-            evaluated = probe.run(model) if gap.probe is None else None
-            with _measuring(banks, by_batch=True):
-                output = probe.run(model)
-            if gap.probe is None:
-                gap = _Gap(probe, output, difference(evaluated, output))
-    _merge(banks, group)
-    if not any(bank.count for bank in banks) and gap.probe is None:
+        _go_through(model, banks, domains, group, run, settle)
+    if gap.probe is None:
         raise empty()
     return gap
 
 
-def _settle(model: nn.Module, banks: Sequence[_Bank], data: Any, group: Any, estimator: Estimator) -> None:
-    """Measure in evaluation mode until nothing moves. Pass k leaves the norms of depth k at their fixed point."""
-    for _ in banks:
+def _go_through(
+    model: nn.Module,
+    banks: Sequence[_Bank],
+    domains: _Domains,
+    group: Any,
+    run: Callable[[Probe], object],
+    settle: float | None,
+) -> None:
+    """Run every batch, domain by domain, and leave in `banks` what all of them together have seen."""
+    for weight, data in domains:
+        before = [(bank.moments, bank.within) for bank in banks]
+        for bank in banks:
+            bank.clear()
+        last: list[Moments] | None = None
+        for number, probe in enumerate(batches(data, model), 1):
+            run(probe)
+            if settle is not None and number & (number - 1) == 0:  # 1, 2, 4, 8…
+                now = [bank.moments for bank in banks if bank.count]
+                if last and max(_moved((a.mean, a.var), (b.mean, b.var)) for a, b in zip(last, now)) < settle:
+                    break
+                last = now
+        _merge(banks, group)
+        for bank, earlier in zip(banks, before):
+            bank.join(earlier, weight)
+
+
+def _settle(model: nn.Module, banks: Sequence[_Bank], domains: _Domains, group: Any, estimator: Estimator) -> str:
+    """Measure in evaluation mode until nothing moves; how that went, in words.
+
+    Pass k leaves the norms of depth k at their fixed point.
+    """
+    moved, passes = float("inf"), 0
+    while moved >= SETTLED and passes < len(banks):
         before = [bank.estimate(estimator) for bank in banks]
         for bank in banks:
             bank.clear()
         with torch.no_grad(), isolated(model, training=False), _measuring(banks, by_batch=False):
-            for probe in batches(data, model):
-                probe.run(model)
-        _merge(banks, group)
+            _go_through(model, banks, domains, group, lambda probe: probe.run(model), None)
         for bank in banks:
             bank.set(*bank.estimate(estimator))
-        if max(_moved(old, bank.estimate(estimator)) for old, bank in zip(before, banks)) < SETTLED:
-            return
+        moved = max(_moved(old, bank.estimate(estimator)) for old, bank in zip(before, banks))
+        passes += 1
+    return f" after {passes} more passes, the last of which moved nothing by more than {moved:.2g} standard deviations"
+
+
+def _weighted(data: Any, weights: Mapping[str, float]) -> list[tuple[float | None, Any]]:
+    """The domains with a weight above zero."""
+    fits = isinstance(data, Mapping) and data.keys() == weights.keys()
+    if not fits or not all(weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+        raise DataError(
+            "A recalibration was asked for by domains whose weights do not fit.",
+            found={"domains": list(data) if isinstance(data, Mapping) else type(data).__name__, "weights": weights},
+            because="each domain counts by its weight, and a weight is a share of the population",
+            do='give data={"a": loader, "b": loader}, weights={"a": 1.0, "b": 3.0}',
+        )
+    return [(weight, data[name]) for name, weight in weights.items() if weight > 0]
 
 
 def _moved(old: tuple[np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray]) -> float:
