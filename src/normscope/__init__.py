@@ -39,7 +39,7 @@ _FACE: dict[str, str] = {
     "Evidence": "normscope.terms.finding:Evidence",
     "Prescription": "normscope.terms.finding:Prescription",
     # treat
-    "treat": "normscope.treat.treatment:treat",
+    "treat": "normscope.verbs:treat",
     "convert": "normscope.treat.treatments.convert:convert",
     "recalibrate": "normscope.treat.treatments.recalibrate:recalibrate",
     "fold": "normscope.treat.treatments.fold:fold",

@@ -27,7 +27,6 @@ from normscope.treat.density import effective_sample_size as effective_sample_si
 from normscope.treat.density import weighted_sampler as weighted_sampler
 from normscope.treat.parameter_groups import parameter_groups as parameter_groups
 from normscope.treat.treatment import Treated as Treated
-from normscope.treat.treatment import treat as treat
 from normscope.treat.treatments.adapt import adapt as adapt
 from normscope.treat.treatments.convert import convert as convert
 from normscope.treat.treatments.fold import fold as fold
@@ -36,6 +35,7 @@ from normscope.treat.treatments.freeze import unfreeze as unfreeze
 from normscope.treat.treatments.recalibrate import recalibrate as recalibrate
 from normscope.treat.trial import trial as trial
 from normscope.verbs import report as report
+from normscope.verbs import treat as treat
 from normscope.watch.session import Watcher as Watcher
 from normscope.watch.session import watch as watch
 

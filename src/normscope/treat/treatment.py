@@ -124,7 +124,7 @@ def treat(
     def all_in_order(patient: nn.Module) -> Treated:
         done = Treated(patient)
         for prescription, treatment in acts:
-            done = _then(done, _apply(treatment, done.model, prescription, data))
+            done = then(done, _apply(treatment, done.model, prescription, data))
         return done
 
     return perform(model, all_in_order, inplace=inplace)
@@ -195,7 +195,7 @@ def _apply(treatment: Treatment | None, model: nn.Module, prescription: Prescrip
     return treatment.apply(model, prescription.sites, data=data, **prescription.arguments)
 
 
-def _then(first: Treated, second: Treated) -> Treated:
+def then(first: Treated, second: Treated) -> Treated:
     """Both as one: the weaker promise, the larger error."""
     errors = [error for error in (first.error, second.error) if error is not None]
     return Treated(
