@@ -18,7 +18,9 @@ from normscope.stats import (
     gaussian_wasserstein2,
     jensen_shannon,
     kolmogorov_smirnov,
+    mean_shift,
     psi,
+    std_shift,
     symmetric_kl,
     wasserstein1,
 )
@@ -51,6 +53,17 @@ def test_gaussian_distances_are_their_integrals(p, q):
     assert gaussian_wasserstein2(gaussian(*p), gaussian(*q)) == pytest.approx(w2, rel=1e-3, abs=1e-9)
     both = gaussian_kl(gaussian(*p), gaussian(*q)) + gaussian_kl(gaussian(*q), gaussian(*p))
     assert symmetric_kl(gaussian(*p), gaussian(*q)) == symmetric_kl(gaussian(*q), gaussian(*p)) == pytest.approx(both)
+
+
+def test_moves_of_mean_and_deviation_by_hand():
+    now, reference = gaussian(1, 3), gaussian(-3, 2)
+    assert (mean_shift(now, reference), std_shift(now, reference)) == (2.0, 0.5)
+    constant = gaussian(1, 0)
+    assert mean_shift(now, constant) == std_shift(constant, constant) == 0.0
+    assert mean_shift(reference, constant) == std_shift(now, constant) == np.inf
+    assert std_shift(constant, now) == 1.0 and np.isnan(mean_shift(Moments.empty(), now))
+    channels = Moments(np.full(2, 4.0), np.array([1.0, 2.0]), np.array([4.0, 16.0]))
+    assert mean_shift(channels, channels).tolist() == [0.0, 0.0]
 
 
 def test_gaussian_kl_by_hand():
@@ -174,8 +187,8 @@ def summary(mean=0.0, std=1.0, n=8192, seed=0):
 @pytest.mark.parametrize("name", DISTANCES)
 def test_named_distances_take_summaries(name):
     distance = DISTANCES[name]
-    assert isinstance(distance(summary(1), summary()), float)
-    assert distance(summary(1), summary()) > 0.05 and distance(summary(), summary()) == 0
+    assert isinstance(distance(summary(1, 1.2), summary()), float)
+    assert distance(summary(1, 1.2), summary()) > 0.05 and distance(summary(), summary()) == 0
     nothing = [Summary.empty(), Summary.of(torch.full((3,), torch.nan))]
     assert np.isnan([distance(summary(), nothing[0]), distance(nothing[1], summary())]).all()
 
@@ -183,6 +196,8 @@ def test_named_distances_take_summaries(name):
 def test_the_names_are_those_of_the_record():
     assert set(DISTANCES) == {
         "shift",
+        "mean_shift",
+        "std_shift",
         "wasserstein1",
         "wasserstein2",
         "symmetric_kl",

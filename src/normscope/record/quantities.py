@@ -20,7 +20,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
-def _gradient_norm(rows: Columns) -> np.ndarray:
+def _length(rows: Columns) -> np.ndarray:
     """The Euclidean norm of the whole tensor, from the root mean square of the elements that were looked at."""
     return np.sqrt((rows.moments.mean**2 + rows.moments.var) * rows.size)
 
@@ -35,7 +35,8 @@ FROM_COLUMNS: Mapping[str, Callable[[Columns], np.ndarray]] = MappingProxyType(
         "max": lambda rows: rows.high,
         "zeros": lambda rows: _share(rows.zeros, rows.moments.count),
         "nonfinite": lambda rows: _share(rows.nonfinite, rows.moments.count + rows.nonfinite),
-        "gradient_norm": _gradient_norm,
+        "gradient_norm": _length,
+        "weight_norm": _length,
     }
 )
 # From whole summaries, and the sites that they are of.
@@ -47,9 +48,16 @@ FROM_SUMMARY: Mapping[str, Callable[[Summary, Site], Any]] = MappingProxyType(
 )
 # Between summaries, of these sources.
 SHIFTS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"internal_shift": frozenset({"probe"}), "external_shift": frozenset({"live", "probe"})}
+    {
+        "internal_shift": frozenset({"probe"}),
+        "external_shift": frozenset({"live", "probe"}),
+        "internal_share": frozenset({"live", "probe"}),
+    }
 )
-DERIVED = (*FROM_COLUMNS, *FROM_SUMMARY, *SHIFTS)
+# Of a parameter: learning rate / ‖w‖², which is how fast the direction of a weight can turn under plain gradient
+# descent where a norm takes its length out (van Laarhoven 2017, section 2; see the quantity ``radial_gradient``).
+FROM_RATE = "effective_learning_rate"
+DERIVED = (*FROM_COLUMNS, *FROM_SUMMARY, *SHIFTS, FROM_RATE)
 
 # What the probes store as numbers. A record need not have them all.
 STORED = (
@@ -85,7 +93,13 @@ STORED = (
 
 # Which tensor a quantity is of, when only the path is given; all others are of the output.
 LIVES: Mapping[str, What] = MappingProxyType(
-    {"saturated": "input", "gradient_norm": "gradient", "update_ratio": "update"}
+    {
+        "saturated": "input",
+        "gradient_norm": "gradient",
+        "weight_norm": "parameter",
+        FROM_RATE: "parameter",
+        "update_ratio": "update",
+    }
 )
 
 

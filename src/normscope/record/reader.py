@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from normscope.record import schema
+from normscope.record import schema, table
 from normscope.record.columns import Columns
 from normscope.record.places import Place, unknown
-from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_SUMMARY, SHIFTS, STORED
+from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
 from normscope.record.rows import SOURCES, Event
-from normscope.record.series import Series
-from normscope.stats.distance import DISTANCES
+from normscope.record.series import Series, Steps, effective_rate, only, selected, share
+from normscope.stats.distance import DISTANCES, PER_CHANNEL
 from normscope.stats.summary import Summary
 from normscope.terms.datum import plain
 from normscope.terms.site import Site
@@ -95,6 +95,11 @@ class Record:
         files = (file for file in self._where.glob("*/rank*.sqlite") if schema.rank_of(file.name) is not None)
         return tuple(self.path / folder for folder in sorted({file.parent.name for file in files}))
 
+    def contents(self, site: Site) -> dict[str, tuple[str, ...]]:
+        """What is stored of one tensor: numbers by name, each ``()``; under ``""`` the sources that have summaries."""
+        there = _contents(self._ranks(), site.key)
+        return {name: tuple(source for source in SOURCES if source in there[name]) for name in sorted(there)}
+
     def quantities(self, site: Site | str | None) -> tuple[str, ...]:
         """What `series` can tell of a site, or of the whole run (None). Raises UnknownNameError for an unknown site."""
         ranks = self._ranks()
@@ -110,15 +115,19 @@ class Record:
                 derived.append(name)
         return (*derived, *sorted({name for contents in there.values() for name in contents} - {""}))
 
-    def series(self, site: Site | str | None, quantity: str, *, source: str | None = None) -> Series:
+    def series(
+        self, site: Site | str | None, quantity: str, *, source: str | None = None, steps: Steps = None
+    ) -> Series:
         """One quantity at one site over the steps; empty where the record has nothing of it.
 
         Args:
             site: a site, its key, or a module path, which means the tensor that the quantity is of: the input for
                 ``saturated``, the gradient for ``gradient_norm``, else the output. None is the whole run.
             quantity: a derived one (``mean``, ``std``, ``min``, ``max``, ``zeros``, ``nonfinite``, ``gradient_norm``,
-                ``quantiles``, ``saturated``, ``internal_shift``, ``external_shift``) or the name of a scalar.
+                ``weight_norm``, ``effective_learning_rate``, ``quantiles``, ``saturated``, ``internal_shift``,
+                ``external_shift``, ``internal_share``) or the name of a scalar.
             source: ``live``, ``probe`` or ``probe_eval``; the first of them that the site has when None.
+            steps: only these steps: numbers, or a slice of numbers (``slice(100, 200)``); all when None.
 
         Raises:
             UnknownNameError: no such site, a quantity that is neither known nor in the record, or no such source.
@@ -126,18 +135,23 @@ class Record:
         if source is not None and source not in SOURCES:
             raise unknown("source", source, SOURCES, "a summary is of a training batch, or of the fixed probe")
         if site is None or quantity not in DERIVED:
-            return self._scalars(site, quantity)
+            return only(self._scalars(site, quantity), steps)
+        if quantity == "internal_share":
+            return share(*(self.shift(site, kind=kind, steps=steps) for kind in ("internal", "external")))
         if quantity in SHIFTS:
-            return self.shift(site, kind="internal" if quantity == "internal_shift" else "external")
+            return self.shift(site, kind="internal" if quantity == "internal_shift" else "external", steps=steps)
         place = Place.find(self._ranks(), site)
         tensor = place.home(quantity)
         if tensor is None:
             return Series.of(place.tensors[0], quantity, source or "live", [], [])
         source = source or self._source(tensor)
+        if quantity == FROM_RATE:
+            lengths = only(self.series(tensor, "weight_norm", source=source), steps)
+            return effective_rate(self._scalars(None, "learning_rate"), lengths)
         if quantity in FROM_COLUMNS:
-            rows = Columns.merged([rank.columns(tensor.key, source) for rank in self._ranks()])
-            return Series.of(tensor, quantity, source, rows.steps, FROM_COLUMNS[quantity](rows))
-        told = self.summaries(tensor, source)
+            rows = self.columns(tensor, source)
+            return only(Series.of(tensor, quantity, source, rows.steps, FROM_COLUMNS[quantity](rows)), steps)
+        told = self.summaries(tensor, source, steps=steps)
         values = [FROM_SUMMARY[quantity](summary, tensor) for _, summary in told]
         return Series.of(tensor, quantity, source, [step for step, _ in told], values)
 
@@ -147,12 +161,18 @@ class Record:
         parts = [part for rank in self._ranks() if (part := rank.summary(key, int(step), source)) is not None]
         return _merged(parts) if parts else None
 
-    def summaries(self, site: Site | str, source: str = "live") -> list[tuple[int, Summary]]:
-        """The summaries of a tensor, by step. Raises UnknownNameError for an unknown site."""
-        key = self._tensor(site).key
+    def columns(self, tensor: Site, source: str = "live") -> Columns:
+        """The numbers of all summaries of a tensor, at once and without their arrays."""
+        return Columns.merged([rank.columns(tensor.key, source) for rank in self._ranks()])
+
+    def summaries(self, site: Site | str, source: str = "live", *, steps: Steps = None) -> list[tuple[int, Summary]]:
+        """The summaries of a tensor, by step; `steps` as for `series`. Raises UnknownNameError for an unknown site."""
+        return self._summaries_at(self._tensor(site), source, self._chosen(self._tensor(site), source, steps))
+
+    def _summaries_at(self, tensor: Site, source: str, steps: list[int] | None) -> list[tuple[int, Summary]]:
         by_step: dict[int, list[Summary]] = {}
         for rank in self._ranks():
-            for step, summary in rank.summaries(key, source):
+            for step, summary in rank.summaries(tensor.key, source, steps):
                 by_step.setdefault(step, []).append(summary)
         return [(step, _merged(by_step[step])) for step in sorted(by_step)]
 
@@ -163,6 +183,8 @@ class Record:
         distance: str = "shift",
         against: Literal["previous", "start"] = "previous",
         kind: Literal["internal", "external"] = "internal",
+        per_channel: bool = False,
+        steps: Steps = None,
     ) -> Series:
         """How far the distribution of a tensor has moved.
 
@@ -172,28 +194,51 @@ class Record:
 
         Args:
             site: a site, its key, or a module path (its output).
-            distance: a name of `normscope.stats.DISTANCES`; ``shift`` is in standard deviations of the reference.
+            distance: a name of `normscope.stats.DISTANCES`; ``shift``, ``mean_shift`` and ``std_shift`` are in standard
+                deviations of the reference.
+            per_channel: for a distance of `normscope.stats.PER_CHANNEL`, one value for each channel, (T, C); steps
+                without channels are left out. Training batches are summarized without channels, so internally only.
+            steps: only these steps, as for `series`; each is still compared with the probe before it.
 
         Raises:
             UnknownNameError: no such site, distance, kind or reference.
         """
-        if distance not in DISTANCES:
-            raise unknown("distance", distance, tuple(DISTANCES), "distances between summaries are a closed list")
+        known = PER_CHANNEL if per_channel else DISTANCES
+        if distance not in known:
+            raise unknown("distance", distance, tuple(known), "distances between summaries are a closed list")
         if against not in ("previous", "start"):
             raise unknown("reference", against, ("previous", "start"), "a probe is compared with an earlier probe")
         if kind not in ("internal", "external"):
             raise unknown("kind of shift", kind, ("internal", "external"), "parameters move a layer, or data do")
         tensor = self._tensor(site)
-        probes = self.summaries(tensor, "probe")
-        if kind == "external":
-            references = dict(probes)
-            pairs = [(s, now, references[s]) for s, now in self.summaries(tensor, "live") if s in references]
-        else:
-            before = probes if against == "previous" else probes[:1] * len(probes)
-            pairs = [(s, now, then) for (s, now), (_, then) in zip(probes[1:], before, strict=False)]
-        values = [DISTANCES[distance](now, then) for _, now, then in pairs]
+        pairs = self._pairs(tensor, kind, against, steps)
         source = "probe" if kind == "internal" else "live"
+        if per_channel:
+            told = [(s, now.channels, then.channels) for s, now, then in pairs]
+            alike = [(s, a, b) for s, a, b in told if a and b and a.mean.shape == b.mean.shape]
+            values = [PER_CHANNEL[distance](now, then) for _, now, then in alike]
+            return Series.of(tensor, f"{kind}_shift", source, [s for s, _, _ in alike], values)
+        values = [DISTANCES[distance](now, then) for _, now, then in pairs]
         return Series.of(tensor, f"{kind}_shift", source, [s for s, _, _ in pairs], values)
+
+    def _pairs(self, tensor: Site, kind: str, against: str, steps: Steps) -> list[tuple[int, Summary, Summary]]:
+        """Each step with what is compared there: now, and the reference."""
+        probed = self._chosen(tensor, "probe", slice(None)) or []
+        if kind == "external":
+            chosen = self._chosen(tensor, "live", probed if steps is None else steps)
+            references = dict(self._summaries_at(tensor, "probe", chosen))
+            return [(s, now, references[s]) for s, now in self._summaries_at(tensor, "live", chosen) if s in references]
+        before = dict(zip(probed[1:], probed if against == "previous" else probed[:1] * len(probed)))
+        chosen = [step for step in selected(probed, steps) if step in before]
+        told = dict(self._summaries_at(tensor, "probe", sorted({*chosen, *(before[step] for step in chosen)})))
+        return [(step, told[step], told[before[step]]) for step in chosen if step in told and before[step] in told]
+
+    def _chosen(self, tensor: Site, source: str, steps: Steps) -> list[int] | None:
+        """The steps to read; None for all of them, where nobody needs to know which."""
+        if steps is None:
+            return None
+        there = {step for rank in self._ranks() for step in rank.steps_of(tensor.key, source)}
+        return selected(sorted(there), steps)
 
     def describe(self) -> str:
         """The record in a few lines: where, how much, whether complete."""
@@ -210,6 +255,22 @@ class Record:
             f"ranks     {', '.join(str(rank.rank) for rank in ranks)}",
         ]
         return "\n".join(lines)
+
+    def to_numpy(self, **what: Any) -> dict[str, np.ndarray]:
+        """The measurements as columns of equal length, one row a value; the arguments are those of `table.columns`.
+
+        The columns are ``step``, ``site`` (the key; empty for the whole run), ``path``, ``what``, ``depth``,
+        ``quantity``, ``source`` and ``value``. Wanted are ``sites``, ``quantities`` and ``steps``; all when left out.
+        """
+        return table.columns(self, **what)
+
+    def to_pandas(self, **what: Any) -> Any:
+        """`to_numpy` as a `pandas.DataFrame`. Raises MissingExtraError without the extra ``data``."""
+        return table.pandas(self, **what)
+
+    def to_arrow(self, **what: Any) -> Any:
+        """`to_numpy` as a `pyarrow.Table`. Raises MissingExtraError without the extra ``data``."""
+        return table.arrow(self, **what)
 
     def to_dict(self) -> dict[str, Any]:
         """What the record holds, its measurements aside: plain JSON values."""

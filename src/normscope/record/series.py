@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
+
+Steps: TypeAlias = Iterable[int] | slice | None
+"""Which steps: numbers, a slice of numbers (``slice(100, 200)``, the end left out), or None for all."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,3 +57,43 @@ class Series(Datum):
         span = f"steps {self.steps[0]}…{self.steps[-1]}, last {self.last:.4g}" if len(self) else "empty"
         source = f" ({self.source})" if self.source else ""
         return f"Series({self.quantity} of {where}{source}: {len(self)} values, {span})"
+
+
+def selected(there: Sequence[int], steps: Steps) -> list[int]:
+    """Those of the steps that are `there`, ascending, which `steps` asks for.
+
+    >>> selected([0, 10, 20, 30], slice(10, 30)), selected([0, 10, 20, 30], [30, 11, 0])
+    ([10, 20], [0, 30])
+    """
+    if steps is None:
+        return list(there)
+    if isinstance(steps, slice):
+        start, stop = steps.start or 0, float("inf") if steps.stop is None else steps.stop
+        return [step for step in there if start <= step < stop][:: steps.step or 1]
+    wanted = {int(step) for step in steps}
+    return [step for step in there if step in wanted]
+
+
+def only(series: Series, steps: Steps) -> Series:
+    """`series` at the steps that are asked for."""
+    if steps is None:
+        return series
+    kept = np.isin(series.steps, selected(series.steps.tolist(), steps))
+    return Series.of(series.site, series.quantity, series.source, series.steps[kept], series.values[kept])
+
+
+def share(internal: Series, external: Series) -> Series:
+    """Internal / (internal + external), where both are known; NaN where neither moved."""
+    steps, ours, theirs = np.intersect1d(internal.steps, external.steps, return_indices=True)
+    inner, outer = internal.values[ours], external.values[theirs]
+    with np.errstate(invalid="ignore"):
+        values = np.where(np.isinf(inner) & ~np.isinf(outer), 1.0, inner / (inner + outer))
+    return Series.of(internal.site, "internal_share", "", steps, values)
+
+
+def effective_rate(rates: Series, lengths: Series) -> Series:
+    """Learning rate / ‖w‖², where both are known."""
+    steps, ours, theirs = np.intersect1d(lengths.steps, rates.steps, return_indices=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = rates.values[theirs] / lengths.values[ours] ** 2
+    return Series.of(lengths.site, "effective_learning_rate", lengths.source, steps, values)

@@ -7,11 +7,14 @@ from normscope.stats.batch import summarize
 from normscope.stats.cdf import Cdf
 from normscope.stats.distance import (
     DISTANCES,
+    PER_CHANNEL,
     gaussian_kl,
     gaussian_wasserstein2,
     jensen_shannon,
     kolmogorov_smirnov,
+    mean_shift,
     psi,
+    std_shift,
     symmetric_kl,
     wasserstein1,
 )
@@ -22,6 +25,7 @@ from normscope.stats.summary import Summary
 
 __all__ = [
     "DISTANCES",
+    "PER_CHANNEL",
     "Cdf",
     "Moments",
     "Sketch",
@@ -30,7 +34,9 @@ __all__ = [
     "gaussian_wasserstein2",
     "jensen_shannon",
     "kolmogorov_smirnov",
+    "mean_shift",
     "psi",
+    "std_shift",
     "strided",
     "summarize",
     "symmetric_kl",

@@ -1,8 +1,9 @@
 """How far apart two distributions are.
 
-From moments, as if both were Gaussian: `gaussian_kl`, `symmetric_kl`, `gaussian_wasserstein2`; arrays for moments per
-channel. From sketches, free of any shape: `wasserstein1`, `jensen_shannon`, `psi`, `kolmogorov_smirnov`. Every distance
-is NaN when one side is empty and otherwise a number from 0 to +∞.
+From moments: `mean_shift`, `std_shift`, and as if both were Gaussian `gaussian_kl`, `symmetric_kl`,
+`gaussian_wasserstein2`; arrays for moments per channel. From sketches, free of any shape: `wasserstein1`,
+`jensen_shannon`, `psi`, `kolmogorov_smirnov`. Every distance is NaN when one side is empty and otherwise a number from
+0 to +∞.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ def symmetric_kl(p: Moments, q: Moments) -> np.ndarray:
 def gaussian_wasserstein2(p: Moments, q: Moments) -> np.ndarray:
     """√((μ_p − μ_q)² + (σ_p − σ_q)²), the 2-Wasserstein distance of Gaussians. Dowson & Landau 1982."""
     return np.hypot(p.mean - q.mean, p.std - q.std)
+
+
+def mean_shift(p: Moments, q: Moments) -> np.ndarray:
+    """|μ_p − μ_q| / σ_q: how far the mean has moved, in standard deviations of the reference `q`."""
+    return _in_deviations(np.abs(p.mean - q.mean), q)
+
+
+def std_shift(p: Moments, q: Moments) -> np.ndarray:
+    """|σ_p − σ_q| / σ_q: by what share the standard deviation has changed from that of the reference `q`."""
+    return _in_deviations(np.abs(p.std - q.std), q)
 
 
 def wasserstein1(p: Sketch, q: Sketch) -> float:
@@ -118,6 +129,12 @@ def _shift(now: Summary, reference: Summary) -> float:
     return distance / unit
 
 
+def _in_deviations(distance: np.ndarray, reference: Moments) -> np.ndarray:
+    """`distance` over the deviation of the reference; +∞ for a move away from a constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(distance == 0, np.where(np.isnan(reference.std), np.nan, 0.0), distance / reference.std)
+
+
 def _shares(counts: np.ndarray) -> np.ndarray:
     total = counts.sum()
     return counts / total if total else np.full(counts.shape, np.nan)
@@ -128,12 +145,26 @@ def _relative_entropy(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * np.log2(ratio)).sum())
 
 
+PER_CHANNEL: Mapping[str, Callable[[Moments, Moments], np.ndarray]] = MappingProxyType(
+    {
+        "mean_shift": mean_shift,
+        "std_shift": std_shift,
+        "wasserstein2": gaussian_wasserstein2,
+        "symmetric_kl": symmetric_kl,
+    }
+)
+"""Distances that need moments alone, so that channels have them too, as functions of (now, reference)."""
+
+
+def _of_moments(distance: Callable[[Moments, Moments], np.ndarray]) -> Callable[[Summary, Summary], float]:
+    return lambda now, reference: float(distance(now.moments, reference.moments))
+
+
 DISTANCES: Mapping[str, Callable[[Summary, Summary], float]] = MappingProxyType(
     {
         "shift": _shift,
         "wasserstein1": _summary_wasserstein1,
-        "wasserstein2": lambda now, reference: float(gaussian_wasserstein2(now.moments, reference.moments)),
-        "symmetric_kl": lambda now, reference: float(symmetric_kl(now.moments, reference.moments)),
+        **{name: _of_moments(distance) for name, distance in PER_CHANNEL.items()},
         "jensen_shannon": lambda now, reference: jensen_shannon(now.sketch, reference.sketch),
         "psi": lambda now, reference: psi(now.sketch, reference.sketch),
         "kolmogorov_smirnov": lambda now, reference: kolmogorov_smirnov(now.sketch, reference.sketch),
