@@ -291,6 +291,63 @@ def test_an_activation_inside_the_norm_stays():
     assert isinstance(treated.model[1], nn.ReLU)
 
 
+class Turned(nn.Module):
+    """A linear layer over a sequence, turned round for BatchNorm1d."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.after = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.after(self.norm(self.linear(x).transpose(1, 2)).transpose(1, 2).relu())
+
+
+class Flattened(Turned):
+    def forward(self, x):
+        hidden = self.norm(self.linear(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.after(hidden.relu())
+
+
+class Shuffled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2))
+
+
+def test_axes_that_change_places_on_the_way_are_followed_and_proven():
+    for model in (Turned(), Flattened()):
+        treated = folded(learned(model), torch.randn(3, 5, 4, dtype=torch.float64), 0)
+        assert treated.changes[0].after == "folded into `linear` before it"
+    shuffled = folded(learned(Shuffled()), images(), 1)  # the channels themselves change places
+    assert shuffled.skipped[0][1].startswith("undone: the output moved by")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_the_older_weight_norm_and_spectral_norm_are_baked():
+    for reparametrized in (nn.utils.weight_norm, nn.utils.spectral_norm):
+        model = learned(nn.Sequential(reparametrized(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6), nn.ReLU()))
+        with torch.no_grad():
+            model(images())
+        treated = folded(model, images(), 0)
+        assert set(treated.model.state_dict()) == {"0.weight", "0.bias"} and model[0]._forward_pre_hooks
+        model(images())  # leaves a weight that is no leaf, which torch cannot copy
+        assert len(fold(model, images()).changes) == 2
+
+
+def test_what_a_removed_norm_left_is_folded_too():
+    model = learned(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())).eval()
+    bare = convert(model, "none").model
+    assert norms(bare) == 1 and bare[1].spec.scale is None
+    treated = fold(bare, images())
+    assert norms(treated.model) == 0
+    x = images()
+    assert difference(treated.model(x), model(x)) < 1e-9
+
+
 class Drawn(nn.Module):
     """Random blocks: layers and norms in any order, residuals, blocks that are called twice."""
 

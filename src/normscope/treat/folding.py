@@ -25,6 +25,8 @@ def line(norm: nn.Module, rank: int) -> tuple[Tensor, Tensor] | None:
     """
     spec = spec_of(norm)
     mean = getattr(norm, "running_mean", None)
+    if spec is not None and spec.scale is None and mean is None:
+        mean = getattr(norm, "weight", None)
     if spec is None or not isinstance(mean, Tensor):
         return None
     twin = copy.deepcopy(norm).double().eval()

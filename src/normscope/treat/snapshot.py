@@ -47,19 +47,21 @@ class _Kept:
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`, hooks and ties included.
+    """A deep copy of `model`, hooks and ties included; of a tensor that a module computed, the numbers alone.
 
     Raises:
         ModelError: the model cannot be copied.
     """
+    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     try:
         with torch.no_grad():
-            return copy.deepcopy(model)
+            computed = {id(value): value.detach().clone() for value in attributes if not value.is_leaf}
+            return copy.deepcopy(model, computed)
     except Exception as error:
         raise ModelError(
             f"A copy of {type(model).__name__} was asked for, to treat it and leave the original alone.",
             found=f"{type(error).__name__}: {error}".splitlines()[0],
-            because="copy.deepcopy cannot copy this model (a tensor that is no leaf, a lock, an open file)",
+            because="copy.deepcopy cannot copy this model (a lock, an open file)",
             do="treat the model itself with inplace=True, or make it copyable",
         ) from error
 

@@ -6,12 +6,15 @@ layer that also feeds something else, or two norms, is left alone; reparametrize
 
 It preserves the function in evaluation mode exactly, and proves it: the outputs of the whole model are compared in
 float64 on the example and on random input. A fold that fails its proof is undone and reported.
+
+Between a layer and its norm the axes may change places (a linear layer, `transpose`, BatchNorm1d over a sequence): the
+proof tells whether the channels are still the same.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normscope.anatomy.batch import Probe, mapped, tensors
-from normscope.anatomy.flow import Flow, trace
+from normscope.anatomy.flow import TRANSPARENT, Flow, trace
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.anatomy.observe import CONSTANT, INPUT, Call, observe
 from normscope.anatomy.recognize import spec_of
@@ -34,6 +37,8 @@ STORED = {"running", "cumulative", "population", "given"}
 IDLE = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "Identity", "dropout"}
 PROOF = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a standard deviation of the output, by the proof's precision
 
+_HANDING = IDLE | (TRANSPARENT - {"to", "type", "type_as", "float", "double", "half", "bfloat16"})  # values stay
+_OLD_STYLE = {"WeightNorm", "SpectralNorm"}  # classes of torch.nn.utils' hooks
 _FORWARDS = {kind.forward for kind in (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)}
 
 
@@ -185,7 +190,7 @@ def _plans(model: nn.Module, probe: Probe, chosen: frozenset[nn.Module]) -> tupl
 
 def _plan(model: nn.Module, flow: Flow, path: str, norm: nn.Module, ranks: dict[int, int]) -> _Plan:
     spec = spec_of(norm)
-    if spec is None or spec.infer_from not in STORED or "C" in spec.over:
+    if spec is None or "C" in spec.over or (spec.infer_from not in STORED and spec.scale is not None):
         raise _Unfit("its statistics are measured on each input")
     if norm._forward_hooks or norm._forward_pre_hooks:
         raise _Unfit("it has hooks, which would see something else")
@@ -201,15 +206,17 @@ def _plan(model: nn.Module, flow: Flow, path: str, norm: nn.Module, ranks: dict[
     offset = straight[1]
     axis = 1 if spec.layout == "channels_first" else rank - 1
     try:
-        layers = _layers(flow, calls, _feeder, _taker)
-        _check(layers, axis, rank)
+        layers, direct = _layers(flow, calls, _feeder, _taker)
+        _check(layers, axis if direct else None, rank)
+        _check_count(layers, offset.numel(), behind=True)
         return _Plan(path, tuple(layers), True, rank)
     except _Unfit as not_behind:
         if spec.activation is not None:
             raise
         try:
-            layers = _layers(flow, calls, _taker, _feeder)
-            _check(layers, axis, rank)
+            layers, direct = _layers(flow, calls, _taker, _feeder)
+            _check(layers, axis if direct else None, rank)
+            _check_count(layers, offset.numel(), behind=False)
             padded = next((path for path, layer in layers.items() if pads_with_zeros(layer)), None)
             if padded and bool(offset.any()):
                 raise _Unfit(f"`{padded}` pads with zeros, which the offset of the norm does not reach")
@@ -218,52 +225,65 @@ def _plan(model: nn.Module, flow: Flow, path: str, norm: nn.Module, ranks: dict[
         return _Plan(path, tuple(layers), False, rank)
 
 
-_Step = Callable[[Flow, Call], Call]
+_Step = Callable[..., Call]
 
 
-def _layers(flow: Flow, calls: Sequence[Call], towards: _Step, back: _Step) -> dict[str, nn.Module]:
-    """The layers on one side of a norm: every call of the norm meets one of theirs, every one of theirs the norm's."""
+def _layers(flow: Flow, calls: Sequence[Call], towards: _Step, back: _Step) -> tuple[dict[str, nn.Module], bool]:
+    """The layers on one side of a norm, and whether no axes change places in between.
+
+    Every call of the norm meets one of theirs, and every one of theirs the norm's.
+    """
+    direct = True
     found: dict[str, nn.Module] = {}
     for call in calls:
         met = towards(flow, call)
         if met.role != "producer" or met.module is None:
             raise _Unfit(f"`{met.path}` is no layer that could take it over")
         found[met.path] = met.module
+        direct = direct and towards(flow, call, IDLE) is met
     for path, layer in found.items():
         for other in (other for other in flow.calls if other.module is layer):
             if back(flow, other) not in calls:
                 raise _Unfit(f"`{path}` also serves `{back(flow, other).path}`")
-    return found
+    return found, direct
 
 
-def _feeder(flow: Flow, call: Call) -> Call:
-    """The one call whose value `call` takes, past what does nothing at inference."""
+def _feeder(flow: Flow, call: Call, through: Collection[str] = _HANDING) -> Call:
+    """The one call whose value `call` takes, past what hands values on at inference."""
     sources = [index for index in call.inputs if index != CONSTANT]
     if len(sources) != 1 or sources[0] < 0:
         raise _Unfit("the model's input feeds it" if sources == [INPUT] else f"several values feed `{call.path}`")
     made = flow.calls[sources[0]]
-    return _feeder(flow, made) if made.kind in IDLE else made
+    return _feeder(flow, made, through) if made.kind in through else made
 
 
-def _taker(flow: Flow, call: Call) -> Call:
-    """The one call that takes the value of `call`, past what does nothing at inference."""
+def _taker(flow: Flow, call: Call, through: Collection[str] = _HANDING) -> Call:
+    """The one call that takes the value of `call`, past what hands values on at inference."""
     takers = flow.consumers(call)
     if call.index in flow.outputs:
         raise _Unfit(f"the model returns the output of `{call.path}`")
     if len(takers) != 1:
         raise _Unfit(f"the output of `{call.path}` goes to {len(takers)} places")
-    return _taker(flow, takers[0]) if takers[0].kind in IDLE else takers[0]
+    return _taker(flow, takers[0], through) if takers[0].kind in through else takers[0]
 
 
-def _check(layers: dict[str, nn.Module], axis: int, rank: int) -> None:
-    """Whether the channels of the norm, on `axis` of `rank`, are those of the layers."""
+def _check_count(layers: dict[str, Any], channels: int, *, behind: bool) -> None:
+    for path, layer in layers.items():
+        names = ("out_features", "out_channels") if behind else ("in_features", "in_channels")
+        own = next(getattr(layer, name) for name in names if hasattr(layer, name))
+        if own != channels:
+            raise _Unfit(f"it has {channels} channels, and `{path}` {own} on that side")
+
+
+def _check(layers: dict[str, nn.Module], axis: int | None, rank: int) -> None:
+    """Whether the channels of the norm, on `axis` of `rank`, are those of the layers; None leaves that to the proof."""
     for path, layer in layers.items():
         if type(layer).forward not in _FORWARDS:
             raise _Unfit(f"`{path}`, {type(layer).__name__}, has a forward of its own")
         if layer._forward_hooks or layer._forward_pre_hooks:
             raise _Unfit(f"`{path}` has hooks, which would see something else")
         channels = rank - 1 if isinstance(layer, nn.Linear) else 1
-        if axis != channels:
+        if axis is not None and axis != channels:
             raise _Unfit(f"it normalizes axis {axis} of {rank}, and `{path}` has its channels on axis {channels}")
 
 
@@ -271,11 +291,31 @@ def _baked(model: nn.Module, chosen: frozenset[nn.Module]) -> list[Change]:
     """Reparametrized weights computed once and kept."""
     changes = []
     for path, module in list(model.named_modules()):
-        if module in chosen and parametrize.is_parametrized(module):
-            changes += [
-                Change(path, f"{name} computed at each call", f"{name} computed once") for name in _bake(module)
-            ]
+        if module not in chosen:
+            continue
+        names = _bake(module) if parametrize.is_parametrized(module) else _bake_old_style(module)
+        changes += [Change(path, f"{name} computed at each call", f"{name} computed once") for name in names]
     return changes
+
+
+def _bake_old_style(module: nn.Module) -> list[str]:
+    """The same for torch's older weight_norm and spectral_norm, which compute a tensor before each call."""
+    hooks: list[tuple[int, Any]] = [
+        (key, hook) for key, hook in module._forward_pre_hooks.items() if type(hook).__name__ in _OLD_STYLE
+    ]
+    learned = any(parameter.requires_grad for parameter in module.parameters())
+    for key, hook in hooks:
+        with torch.no_grad():
+            hook(module, None)
+            weight = getattr(module, hook.name).detach().clone()
+            for ending in ("_g", "_v", "_orig"):
+                module._parameters.pop(hook.name + ending, None)
+            for ending in ("_u", "_v"):
+                module._buffers.pop(hook.name + ending, None)
+        del module._forward_pre_hooks[key]
+        vars(module).pop(hook.name, None)
+        module.register_parameter(hook.name, nn.Parameter(weight, requires_grad=learned))
+    return [hook.name for _, hook in hooks]
 
 
 def _bake(module: nn.Module) -> list[str]:
