@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import normscope as ns
 from normscope.stats.summary import Summary
 from normscope.terms.activations import activation_named
 from normscope.watch.attention import attention_weights
@@ -255,3 +256,16 @@ def test_the_entropy_of_attention_however_it_is_written(sharp, tmp_path):
         record = probed(Attention(how, sharp), x, tmp_path / how, probes=("entropy",))
         assert record.series(place, "entropy").values == pytest.approx([truth], abs=1e-5), how
     assert (truth == pytest.approx(1.0)) if sharp == 0 else truth < (1.0 if sharp == 1 else 0.05)
+
+
+def test_the_record_knows_the_batch_size_and_the_batches_that_a_norm_refused(tmp_path):
+    model = nn.Sequential(ns.nn.BatchNorm1d(2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, tmp_path, every=10, probe=torch.randn(6, 2), probes=("skipped_batches",)) as watcher:
+        for step in range(21):
+            batch = torch.randn(4 if step == 0 else 3, 2)
+            model(batch * float("inf") if step in (3, 12, 13) else batch).sum().backward()
+            optimizer.step()
+    record = watcher.record
+    assert record.meta["batch_size"] == 4
+    assert record.series("0", "num_batches_skipped").values.tolist() == [0, 1, 3]

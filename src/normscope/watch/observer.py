@@ -56,6 +56,7 @@ class Observer:
         self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
         self._experiments = [measure for measure in measures if isinstance(measure, Experiment)]
         self._in_turn, self._turn = in_turn, 0
+        self._batch_size: int | None = None  # of the first batch: the last of an epoch is often smaller
         self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
         self._plan: Plan | None = None
         self._fixed: FixedBatch | None = None
@@ -74,6 +75,9 @@ class Observer:
         if self._begun is not None:
             self._guard("experiments", self._conclude, *self._begun, step=step)
         batch = Probe(args, kwargs) if args or kwargs else None
+        if batch is not None and self._batch_size is None and (size := batch.batch_size):
+            self._batch_size = size
+            self._journal.know(batch_size=size)
         if self.probe is None and batch is not None:
             self._keep_probe(step, batch)
             batch = None  # held or not, there is no second one to compare it with
