@@ -168,6 +168,17 @@ def test_a_collapse_restores_the_source():
     assert adapted.restored > 0
 
 
+def test_sure_predictions_that_tell_of_the_batch_are_no_collapse():
+    model, x = source(), batch(n=32)
+    with torch.no_grad():
+        model[4].weight.mul_(50)
+    adapted = adapt(model, mode="entropy").model
+    for _ in range(3):
+        sure = adapted(x).softmax(1).max(1).values.mean()
+    assert sure > 0.95 and adapted.restored == 0
+    assert not torch.equal(adapted.model[1].norm.weight, model[1].weight)  # it went on learning
+
+
 def test_a_batch_that_is_not_finite_leaves_the_source():
     model, x = source(), batch()
     x[0, 0, 0, 0] = float("nan")

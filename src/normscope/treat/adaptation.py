@@ -158,11 +158,13 @@ class Adapted(nn.Module):
             for _ in range(self.steps):
                 output = self.model(*args, **kwargs)
                 entropy = self._entropy(output).mean()
+                # before the guard, which tries the source's parameters in the place of these
+                gradients = torch.autograd.grad(entropy, self._learned, allow_unused=True)
                 if self.guard and self._has_collapsed(output, float(entropy.detach()), args, kwargs):
                     self.restored += 1
                     self.reset()
                     return self._answer(args, kwargs)
-                self._step(entropy)
+                self._step(gradients)
             return self._answer(args, kwargs) if self.episodic else mapped(output, lambda x: x.detach())
 
     @torch.no_grad()
@@ -182,12 +184,11 @@ class Adapted(nn.Module):
         log = wide(logits).log_softmax(self.classes)
         return -(log.exp() * log).sum(self.classes)
 
-    def _step(self, loss: Tensor) -> None:
+    def _step(self, gradients: tuple[Tensor | None, ...]) -> None:
         assert self._optimizer is not None
-        grads = torch.autograd.grad(loss, self._learned, allow_unused=True)
-        if all(grad is None or bool(grad.isfinite().all()) for grad in grads):
-            for parameter, grad in zip(self._learned, grads):
-                parameter.grad = grad
+        if all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients):
+            for parameter, gradient in zip(self._learned, gradients):
+                parameter.grad = gradient
             self._optimizer.step()
             self._optimizer.zero_grad()
 
