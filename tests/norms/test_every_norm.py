@@ -1,4 +1,4 @@
-"""What every norm can do: second derivatives, compile, export, copies, functional calls."""
+"""What every norm can do: second derivatives, checkpointing, compile, export, copies, functional calls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pickle
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 import normscope as ns
+from normscope.norms import past
 
 F64 = torch.float64
 NORMS = {
@@ -40,10 +42,34 @@ NORMS = {
     "IterNorm": lambda **k: ns.nn.IterNorm(4, 2, 3, **k),
     "L1BatchNorm": lambda **k: ns.nn.build(ns.catalog["BatchNorm"].but(scale="l1"), 4, **k),
     "TemporalBatchNorm": lambda **k: ns.nn.TemporalBatchNorm(3, 6, **k),
+    "LlamaRMSNorm": lambda **k: ns.nn.build(ns.catalog["LlamaRMSNorm"], 3, **k),
+    "LocalResponseNorm": lambda **k: ns.nn.LocalResponseNorm(3),
+    "CosineLinear": lambda **k: ns.nn.CosineLinear(3, 2, **k),
+    "CosineConv1d": lambda **k: ns.nn.CosineConv1d(4, 4, 3, padding=1, **k),
+    **{
+        f"{kind} {norm}": lambda kind=kind, norm=norm, **k: getattr(ns.nn, kind)(3, 4, norm=norm, max_steps=6, **k)
+        for kind in ("LSTM", "GRU", "RNN")
+        for norm in (None, "batch", "layer", "weight", "rms")
+    },
+    **{
+        way: lambda way=way, **k: getattr(ns.nn, way)(torch.nn.Linear(3, 2, **k))
+        for way in ("weight_norm", "centered_weight_norm", "weight_standardization", "spectral_norm", "cosine")
+    },
 }
-PER_SAMPLE = ["GroupNorm", "LayerNorm", "LayerNorm2d", "RMSNorm", "GemmaRMSNorm", "PositionalNorm", "EvoNormS0"]
-# while training, the gradient leaves out part of the derivative, as their papers say
+PER_SAMPLE = ["GroupNorm", "LayerNorm", "LayerNorm2d", "RMSNorm", "GemmaRMSNorm", "LlamaRMSNorm", "PositionalNorm"]
+PER_SAMPLE += ["EvoNormS0", "FilterResponseNorm", "LocalResponseNorm", "DynamicTanh", "InstanceNorm", "CosineConv1d"]
+NORMS["InstanceNorm"] = lambda **k: ns.nn.InstanceNorm(4, affine=True, **k)
+# while training, the gradient leaves out part of the derivative, as their papers say; their own tests hold them to it
 PARTIAL = {"OnlineNorm", "EstimatedBatchNorm", "BatchChannelNorm"}
+PARAMETRIZED = [name for name in NORMS if "weight" in name or name in ("spectral_norm", "cosine")]
+
+
+def test_every_class_is_here():
+    """What is in `normscope.nn` and takes a tensor is tested below, by its own name or by that of any rank."""
+    kinds = {name.rstrip("123d") if name[-2:] in ("1d", "2d", "3d") else name for name in ns.nn.__all__}
+    here = {name.split()[0].removesuffix("1d") for name in NORMS} | {"LayerNorm2d", "LayerNorm"}
+    assert kinds - here == {"Norm", "build", "init"}
+    assert set(ns.catalog) <= here
 
 
 def made(name, dtype=F64):
@@ -59,13 +85,18 @@ def batch(dtype=F64):
     return torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 + 0.5
 
 
+def first(output):
+    """The tensor; of a recurrent layer, its outputs."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def frozen_state(layer):
     """The layer as a function of its input alone: every call starts from the same buffers."""
     state = {name: value.clone() for name, value in layer.state_dict(keep_vars=True).items()}
 
     def call(x):
         twin = {k: v if v.requires_grad else v.clone() for k, v in state.items()}
-        return functional_call(layer, twin, (x,))
+        return first(functional_call(layer, twin, (x,)))
 
     return call
 
@@ -84,15 +115,22 @@ def test_gradients_twice(name, training):
 def test_copies_and_pickles(name):
     layer = made(name)
     layer(batch())
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+    twins = [copy.deepcopy(layer)]
+    if name not in PARAMETRIZED:  # torch pickles the state_dict alone of what is parametrized, and says so
+        twins.append(pickle.loads(pickle.dumps(layer)))
+    for twin in twins:
         torch.testing.assert_close(twin.eval()(batch()), copy.deepcopy(layer).eval()(batch()))
     fresh = NORMS[name](dtype=F64)
     fresh.load_state_dict(layer.state_dict())
     torch.testing.assert_close(fresh.eval()(batch()), layer.eval()(batch()))
 
 
-@pytest.mark.parametrize("name", [name for name in NORMS if name != "RMSNorm"])  # torch's promotes, and ours is torch's
+NO_MIXING = [name for name in NORMS if " " in name or name.islower() or name.startswith("Cosine")]  # matrix products
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if name not in ("RMSNorm", *NO_MIXING)])
 def test_half_types_keep_their_dtype(name):
+    """Also by a float32 weight. torch's RMSNorm promotes then, and so does ours."""
     layer = made(name, torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
         assert layer(batch(dtype)).dtype is dtype
@@ -117,29 +155,67 @@ def test_vmap_and_per_sample_gradients(name):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_fx_keeps_the_layer_whole(name):
-    model = torch.nn.Sequential(made(name), torch.nn.ReLU()).eval()
-    graph = torch.fx.symbolic_trace(model)
-    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
-    torch.testing.assert_close(graph(batch()), model(batch()))
+    layer = made(name).eval()
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    assert calls == ["0"] or isinstance(layer, torch.nn.Linear)  # torch looks into its parametrized layers
+    torch.testing.assert_close(graph(batch()), layer(batch()))
 
 
-COMPILED = ["BatchNorm1d", "CumulativeBatchNorm", "BatchRenorm", "EstimatedBatchNorm", "OnlineNorm", "GroupNorm"]
-COMPILED += ["RMSNorm", "SwitchableNorm", "IterNorm"]
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint:UserWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_checkpointing_changes_nothing(name, reentrant):
+    """Three batches go through before the first comes back, and a fourth equals the first."""
+    found = []
+    for checkpointed in (False, True):
+        layer, total = made(name), 0.0
+        inputs = [(batch() * scale + shift).requires_grad_() for scale, shift in ((1, 0), (2, 1), (0.5, -1), (1, 0))]
+        for x in inputs:
+            y = first(checkpoint(layer, x, use_reentrant=reentrant) if checkpointed else layer(x))
+            total = total + (y * torch.linspace(-1, 2, y.numel(), dtype=F64).view(y.shape)).sum()
+        total.backward()
+        found.append([[x.grad for x in inputs], [p.grad for p in layer.parameters()], layer.state_dict()])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_checkpoint_with_another_input_is_refused():
+    layer, noise = ns.nn.BatchRenorm(4), iter(torch.randn(2, 5, 4, 3))
+    y = checkpoint(lambda x: layer(x + next(noise)), batch(torch.float32).requires_grad_(), use_reentrant=False)
+    with pytest.raises(ns.NormscopeError, match="let the checkpoint restore the random state"):
+        y.sum().backward()
+
+
+def test_notes_for_checkpoints_go_with_the_graph():
+    layer = made("EstimatedBatchNorm")
+    x = batch().requires_grad_()
+    for _ in range(3):
+        layer(x).sum().backward()
+    outputs = [layer(x) for _ in range(2)]
+    notes = past._OF_LAYER[layer.running_mean]
+    assert len([one for one in notes.all if one() is not None]) == 2 == len(outputs) and not notes.without_graph
+    for _ in range(past.WITHOUT_GRAPH + 3):
+        with torch.no_grad():
+            layer(x)
+    assert len(notes.without_graph) == past.WITHOUT_GRAPH
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name", [name for name in NORMS if name.partition(" ")[0] not in ("GRU", "RNN") or "layer" in name]
+)
 def test_compile_equals_eager(name):
     """Also the gradient: a compiled backward pass must not read again a buffer that the forward pass changed."""
     torch._dynamo.reset()
     eager = made(name, torch.float32)
     layer = copy.deepcopy(eager)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    upstream = torch.randn(5, 4, 3)
+    length = 2 if " " in name else 5  # a loop over time is unrolled
     for _ in range(2):
-        x, y = (batch(torch.float32).requires_grad_() for _ in range(2))
-        one, other = eager(x), compiled(y)
+        x, y = (batch(torch.float32)[:length].requires_grad_() for _ in range(2))
+        one, other = first(eager(x)), first(compiled(y))
         torch.testing.assert_close(other, one)
+        upstream = torch.randn(one.shape)
         one.backward(upstream)
         other.backward(upstream)
         torch.testing.assert_close(y.grad, x.grad)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normscope.norms.leaf import Proxy, leaf
+
 _FLOOR = 1e-12  # of a length, so that the cosine with a vector of zeros is 0
 
 
@@ -19,6 +21,8 @@ class CosineLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The cosines, (*, out)."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         unit = F.normalize(input, dim=-1, eps=_FLOOR), F.normalize(self.weight, dim=1, eps=_FLOOR)
         return F.linear(*unit).clamp(-1, 1)  # rounding may step over 1 by an ulp
 
@@ -28,6 +32,8 @@ class _CosineConv(nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """The cosines, (N, out, *)."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         fan_in = tuple(range(1, self.weight.ndim))
         length = torch.linalg.vector_norm(self.weight, dim=fan_in, keepdim=True).clamp(min=_FLOOR)
         y = self._conv_forward(input, self.weight / length, None)  # pyright: ignore[reportCallIssue]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from normscope.norms.classes import LayerNorm, RMSNorm
+from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
 from normscope.norms.temporal import TemporalBatchNorm
 from normscope.terms.errors import ModelError, ShapeError
@@ -115,6 +116,8 @@ class _Recurrent(nn.Module):
         Raises:
             ShapeError: the input or the states do not fit the layer.
         """
+        if isinstance(input, Proxy):
+            return leaf(self, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         single = input.ndim == 2

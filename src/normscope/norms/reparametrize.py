@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normscope.kernels.reference import normalize
+from normscope.norms import past
 from normscope.norms.sources import recomputing
 from normscope.terms.errors import ModelError
 from normscope.terms.spec import NormSpec
@@ -113,10 +114,14 @@ class Spectral(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with spectral norm 1; zero stays zero."""
         matrix = self.matrix(weight)
-        if self.training and not recomputing():
+        again = self.training and recomputing()
+        if self.training and not again:
             self.iterate(matrix, self.iterations)
-        sigma = self._u.clone() @ matrix @ self._v.clone()
-        return weight / sigma.clamp(min=self.eps)
+        u, v = past.again(self._u, ()) if again else (self._u.clone(), self._v.clone())
+        normalized = weight / (u @ matrix @ v).clamp(min=self.eps)
+        if self.training and not again:
+            past.keep(self._u, (), (u, v), normalized)
+        return normalized
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Any weight may be stored."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.kernels.cells import ungroupable
+from normscope.kernels.cells import counted, ungroupable
 from normscope.kernels.reference import wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import recomputing
@@ -49,10 +49,10 @@ class Whitening(nn.Module):
         for name in ("num_batches_tracked", "num_batches_skipped"):
             self.register_buffer(name, torch.tensor(0, device=device), persistent=name == "num_batches_tracked")
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The whitened input."""
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The whitened input; mask (N, *S), or lengths (N,): other cells are neither counted nor written."""
         if isinstance(input, Proxy):
-            return leaf(self, input)
+            return leaf(self, input, mask)
         if input.ndim < 2 or input.shape[1] != self.channels:
             raise ShapeError(
                 f"{type(self).__name__} was given an input that it cannot whiten.",
@@ -62,7 +62,10 @@ class Whitening(nn.Module):
             )
         groups = self.spec.groups
         x = wide(input).movedim(1, 0).flatten(1).unflatten(0, (groups, -1))  # (groups, channels of one, cells)
-        mean, cov = self._statistics(x)
+        if mask is not None:
+            mask = counted(input, self.spec, mask)
+            x = torch.where(mask.flatten(), x, 0.0)  # what stands there (NaN, perhaps) must not reach the gradient
+        mean, cov = self._statistics(x, mask)
         eps = 0.0 if self.spec.eps is None else self.spec.eps
         cov = cov + eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
         whitener = inverse_root(cov) if self.spec.iterations is None else newton_root(cov, self.spec.iterations)
@@ -72,23 +75,25 @@ class Whitening(nn.Module):
         if self.bias is not None:
             y = y + wide(self.bias)[:, None]
         shape = (self.channels, input.shape[0], *input.shape[2:])
-        return y.reshape(shape).movedim(0, 1).to(input.dtype).contiguous()
+        y = y.reshape(shape).movedim(0, 1).to(input.dtype)
+        return y.contiguous() if mask is None else torch.where(mask.unsqueeze(1), y, input)
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        groups, _, cells = x.shape
+    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        groups = len(x)
         if not self.training:
             mean, cov = self.get_buffer("running_mean"), self.get_buffer("running_cov")
             return mean.to(x.dtype).view(groups, -1, 1), cov.to(x.dtype)
-        mean = x.mean(2, keepdim=True)
-        deviation = x - mean
-        cov = deviation @ deviation.mT / max(cells, 1)
+        cells = torch.tensor(x.shape[2]) if mask is None else mask.sum()
+        mean = x.sum(2, keepdim=True) / cells.clamp(min=1)
+        deviation = x - mean if mask is None else torch.where(mask.flatten(), x - mean, 0.0)
+        cov = deviation @ deviation.mT / cells.clamp(min=1)
         if not recomputing():
             with torch.no_grad():
-                self._learn(mean.flatten(), cov * (cells / max(cells - 1, 1)))
+                self._learn(mean.flatten(), cov * (cells / (cells - 1).clamp(min=1)), cells)
         return mean, cov
 
-    def _learn(self, mean: Tensor, cov: Tensor) -> None:
-        kept = mean.isfinite().all() & cov.isfinite().all()
+    def _learn(self, mean: Tensor, cov: Tensor, cells: Tensor) -> None:
+        kept = mean.isfinite().all() & cov.isfinite().all() & (cells > 0)
         for name, value in (("running_mean", mean), ("running_cov", cov)):
             buffer = self.get_buffer(name)
             buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), self.spec.momentum or 0.1)
@@ -179,12 +184,16 @@ def inverse_root(cov: Tensor) -> Tensor:
 class _InverseRoot(torch.autograd.Function):
     """W = Σ^(−½). From ``W² = Σ^(−1)``: ``W dW + dW W = −W² dΣ W²``, a Sylvester equation for dW."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, cov: Tensor) -> Tensor:
+    def forward(cov: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, vectors = torch.linalg.eigh(cov)
-        root = vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
-        ctx.save_for_backward(root)
-        return root
+        return vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -197,13 +206,17 @@ class _InverseRoot(torch.autograd.Function):
 class _Sylvester(torch.autograd.Function):
     """X of ``W X + X W = G`` for symmetric positive W; differentiable again and again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, root: Tensor, right: Tensor) -> Tensor:
+    def forward(root: Tensor, right: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, vectors = torch.linalg.eigh(root)
         sums = values.unsqueeze(-1) + values.unsqueeze(-2)
-        solved = vectors @ ((vectors.mT @ right @ vectors) / sums) @ vectors.mT
-        ctx.save_for_backward(root, solved)
-        return solved
+        return vectors @ ((vectors.mT @ right @ vectors) / sums) @ vectors.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -56,10 +56,10 @@ def run(call: Call, training: bool) -> Tensor:
     if not training:
         return infer.normalize(call)
     train = SOURCES[call.spec.train_from]
-    if recomputing():
-        return train.repeat(call)
     if not infer.learns or not call.state:
         return train.normalize(call)
+    if recomputing():
+        return train.repeat(call)
     if (y := infer.at_once(call)) is not None:
         return y
     y, seen = train.measure(call)

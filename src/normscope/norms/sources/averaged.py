@@ -19,6 +19,7 @@ from normscope.kernels import native
 from normscope.kernels.dispatch import takes_kernel
 from normscope.kernels.force import forced
 from normscope.kernels.reference import Statistics, finish, measure
+from normscope.norms import past
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call
@@ -53,9 +54,12 @@ class Running(Given):
         """
         assert call.state is not None
         with torch.no_grad():
-            self.learn(call.state, call.spec, measure(call.x, call.spec, call.mask))
-            held = {name: snapshot(call.state[name]) for name in ("running_mean", "running_var")}
-        return self.normalize(call._replace(state=held)), ()
+            seen = measure(call.x, call.spec, call.mask)
+            self.learn(call.state, call.spec, seen)
+            held = tuple(snapshot(call.state[name]) for name in ("running_mean", "running_var"))
+        y = self.estimated(call, *held)
+        past.keep(call.state["running_mean"], seen[:2], held, y)
+        return y, ()
 
     def at_once(self, call: Call) -> Tensor | None:
         """What torch's layer does, bit for bit, on the host; None where that serves not."""
@@ -83,7 +87,10 @@ class Running(Given):
         if x.numel() <= (width if of_batch else width * len(x)) or not (of_batch or x.is_contiguous()):
             return None  # one cell a statistic; or a layout that ATen would not keep
         # Bytes, because a tensor's own functions (clone, isfinite) take longer than a small batch's normalization.
-        places = mean.data_ptr(), var.data_ptr()
+        try:
+            places = mean.data_ptr(), var.data_ptr()
+        except RuntimeError:  # under vmap, many statistics in one, that hold no values to look at
+            return None
         before = string_at(places[0], width * size), string_at(places[1], width * size)
         y = native.averaged(x, spec, self.newest(spec, count), mean, var, weight, bias)
         top = _TOPS[size]  # the byte with the sign and most of the exponent, 0x7f or 0xff in NaN, inf and near them
@@ -101,8 +108,14 @@ class Running(Given):
         return 0.1 if spec.momentum is None else spec.momentum
 
     def repeat(self, call: Call) -> Tensor:
-        """Normalize by the average, which the first run has taught."""
-        return self.normalize(call)
+        """Normalize by the average as the first run left it."""
+        with torch.no_grad():
+            seen = measure(call.x, call.spec, call.mask)
+        return self.estimated(call, *past.again(call.kept("running_mean"), seen[:2]))
+
+    def estimated(self, call: Call, mean: Tensor, var: Tensor) -> Tensor:
+        """The output by the given averages."""
+        return self.normalize(call._replace(state={"running_mean": mean, "running_var": var}))
 
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""

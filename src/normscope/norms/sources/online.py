@@ -14,15 +14,17 @@ from torch.autograd.function import once_differentiable
 
 from normscope.kernels.cells import Cells, cells
 from normscope.kernels.reference import Statistics, finish, measure, root, scale_and_shift, wide
+from normscope.norms import past
 from normscope.norms.sources.given import Given
-from normscope.norms.sources.source import Call, Unrepeatable
+from normscope.norms.sources.snapshot import snapshot
+from normscope.norms.sources.source import Call
 from normscope.terms.errors import DataError
 from normscope.terms.spec import NormSpec
 
 DECAY = (0.999, 0.99)  # α_f and α_b, Chiley et al. 2019
 
 
-class Online(Unrepeatable, Given):
+class Online(Given):
     """``y_t = (x_t − μ_{t−1}) / σ_{t−1}``; at inference, the last μ and σ of the stream.
 
     Buffers: the stream's mean and variance, and the two errors that the control of the gradient has accumulated.
@@ -48,19 +50,39 @@ class Online(Unrepeatable, Given):
                 because="its statistics are a stream of whole samples, kept in buffers",
                 do="leave the mask out, and pass the buffers of one layer from call to call",
             )
-        y = _Stream.apply(call.x, call.spec, dict(call.state))
+        own = self.of_samples(call)
+        before = tuple(snapshot(call.state[name]) for name in ("running_mean", "running_var"))
+        y = self.streamed(call, own, before, learns=True)
+        past.keep(call.state["running_mean"], own, before, y)
+        return y, ()
+
+    def repeat(self, call: Call) -> Tensor:
+        """Normalize by the stream as it was before the batch the first time."""
+        own = self.of_samples(call)
+        return self.streamed(call, own, past.again(call.kept("running_mean"), own), learns=False)
+
+    def of_samples(self, call: Call) -> tuple[Tensor, Tensor]:
+        """The mean and the variance of each sample by itself, (N, C)."""
+        with torch.no_grad():
+            own = measure(call.x, call.spec.but(over="S"))
+            return own.mean.flatten(1), own.var.flatten(1)
+
+    def streamed(self, call: Call, own: tuple[Tensor, Tensor], before: tuple[Tensor, ...], learns: bool) -> Tensor:
+        """The output, from the stream as it was `before`."""
+        y = _Stream.apply(call.x, call.spec, dict(call.state or {}), own, before, learns)
         y = scale_and_shift(y, call.spec, None, None, call.weight, call.bias)
-        return finish(y, call.x, call.spec, call.residual), ()
+        return finish(y, call.x, call.spec, call.residual)
 
 
 class _Stream(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spec: NormSpec, state: dict[str, Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, spec: NormSpec, state: dict[str, Tensor], own: Any, before: Any, learns: bool
+    ) -> Tensor:
         decay = (spec.decay or DECAY)[0]
         view = cells(x, spec)
-        own = measure(x, spec.but(over="S"))
-        mean, var = own.mean.flatten(1), own.var.flatten(1)  # (N, C), of each sample by itself
-        kept_mean, kept_var = state["running_mean"].to(mean.dtype), state["running_var"].to(var.dtype)
+        mean, var = own
+        kept_mean, kept_var = (value.to(mean.dtype) for value in before)
         means = _recur(kept_mean, (1 - decay) * mean, decay)
         steps = (1 - decay) * var + decay * (1 - decay) * (mean - means[:-1]).square()
         variances = _recur(kept_var, steps, decay)
@@ -68,15 +90,16 @@ class _Stream(torch.autograd.Function):
         y = (view.split(wide(x)) - _along(means[:-1], view)) / sigma
         ctx.view, ctx.spec, ctx.state, ctx.dtype = view, spec, state, x.dtype
         ctx.save_for_backward(y, sigma)
-        finite = (means[-1] + variances[-1]).isfinite().all()
-        for name, value in (("running_mean", means[-1]), ("running_var", variances[-1])):
-            state[name].copy_(torch.where(finite, value, state[name]))
-        state["num_batches_skipped"].add_(~finite)
+        if learns:
+            finite = (means[-1] + variances[-1]).isfinite().all()
+            for name, value in (("running_mean", means[-1]), ("running_var", variances[-1])):
+                state[name].copy_(torch.where(finite, value, state[name]))
+            state["num_batches_skipped"].add_(~finite)
         return view.join(y).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         y, sigma = ctx.saved_tensors
         view, state = ctx.view, ctx.state
         decay = (ctx.spec.decay or DECAY)[1]
@@ -97,7 +120,7 @@ class _Stream(torch.autograd.Function):
         finite = (errors[-1] + ones[-1]).isfinite().all()
         for name, value in (("control_output", errors[-1]), ("control_ones", ones[-1])):
             state[name].copy_(torch.where(finite, value, state[name]))
-        return view.join(grad).to(ctx.dtype), None, None
+        return view.join(grad).to(ctx.dtype), *(None,) * 5
 
 
 def _along(values: Tensor, view: Cells) -> Tensor:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from normscope.kernels.cells import cells
 from normscope.kernels.reference import Statistics, finish, measure, root, scale_and_shift
+from normscope.norms import past
 from normscope.norms.sources.snapshot import snapshot
-from normscope.norms.sources.source import Call, Unrepeatable
+from normscope.norms.sources.source import Call, Source
 
 CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017
 
 
-class Renormalized(Unrepeatable):
+class Renormalized(Source):
     """``x̂ = (x − μ_B)/σ_B · r + d`` with ``r = clip(σ_B/σ)`` and ``d = clip((μ_B − μ)/σ)``, both outside the gradient.
 
     μ and σ are the running statistics before this batch. The bounds of r and d grow from none (batch normalization)
@@ -29,12 +30,23 @@ class Renormalized(Unrepeatable):
     def measure(self, call: Call) -> tuple[Tensor, tuple[Statistics, ...]]:
         """Normalize with the corrected statistics; the batch's own are what running statistics learn from."""
         seen = measure(call.x, call.spec, call.mask)
-        sigma = root(seen.var, call.spec)
-        r, d = self.corrections(call, seen.mean.detach(), sigma.detach())
-        # (x − μ_B)/σ_B · r + d, written as one shift and one division
-        y = scale_and_shift(call.x, call.spec, seen.mean - sigma * d / r, sigma / r, call.weight, call.bias, call.mask)
-        y = finish(y, call.x, call.spec, call.residual, call.mask)
+        with torch.no_grad():
+            r, d = self.corrections(call, seen.mean, root(seen.var, call.spec))
+        y = self.corrected(call, seen, r, d)
+        if call.state:
+            past.keep(call.state["running_mean"], seen[:2], (r, d), y)
         return y, (Statistics(seen.mean.detach(), seen.var.detach(), seen.size),)
+
+    def repeat(self, call: Call) -> Tensor:
+        """Normalize with the corrections of the first run."""
+        seen = measure(call.x, call.spec, call.mask)
+        return self.corrected(call, seen, *past.again(call.kept("running_mean"), seen[:2]))
+
+    def corrected(self, call: Call, seen: Statistics, r: Tensor, d: Tensor) -> Tensor:
+        """``(x − μ_B)/σ_B · r + d``, written as one shift and one division."""
+        sigma = root(seen.var, call.spec)
+        y = scale_and_shift(call.x, call.spec, seen.mean - sigma * d / r, sigma / r, call.weight, call.bias, call.mask)
+        return finish(y, call.x, call.spec, call.residual, call.mask)
 
     def corrections(self, call: Call, mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The factor r and the shift d for this batch."""

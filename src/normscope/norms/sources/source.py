@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normscope.kernels.reference import Statistics
-from normscope.terms.errors import ModelError
 from normscope.terms.spec import NormSpec
 
 
@@ -27,6 +26,10 @@ class Call(NamedTuple):
     mask: Tensor | None = None
     group: Any = None
     residual: Tensor | None = None
+
+    def kept(self, name: str) -> Tensor | None:
+        """The buffer of that name, if there is one."""
+        return self.state.get(name) if self.state else None
 
 
 class Source:
@@ -56,20 +59,3 @@ class Source:
 
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Update `state` in place with what was measured of one batch."""
-
-
-class Unrepeatable(Source):
-    """A source whose output depends on the batches before this one, so that a second run of it differs."""
-
-    def repeat(self, call: Call) -> Tensor:
-        """Refuse.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(
-            f'A normalization with train_from="{call.spec.train_from}" was run again inside a backward pass.',
-            found="activation checkpointing of a layer whose output depends on the batches before this one",
-            because="its statistics have moved on since the first run, so the second would differ from it in silence",
-            do='leave this layer outside the checkpoint, or describe it with train_from="batch"',
-        )
