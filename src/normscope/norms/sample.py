@@ -91,6 +91,8 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x / (k + α · mean of x² over `size` channels)^β``."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:
