@@ -48,12 +48,14 @@ class Blueprint(Datum):
         example: a batch as the loader yields it, or None.
         optimizer: the optimizer that will train it, or None.
         batch_size: the batch size per device that training will use; the example's when None.
+        trained: whether the model has trained: its weights then say nothing of how they were drawn.
     """
 
     model: nn.Module = field(repr=False)
     example: Any = field(default=None, repr=False)
     optimizer: Optimizer | None = field(default=None, repr=False)
     batch_size: int | None = None
+    trained: bool = False
 
     @property
     def samples(self) -> int | None:

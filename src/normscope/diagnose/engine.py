@@ -81,7 +81,7 @@ def diagnose(
     case = Case(record, experiment)
     subjects: dict[str, Any] = {"record": case}
     if model is not None:
-        subjects["model"] = Blueprint(model, batch_size=case.batch_size, optimizer=optimizer)
+        subjects["model"] = Blueprint(model, batch_size=case.batch_size, optimizer=optimizer, trained=True)
     return _examine(subjects, chosen, found, faults, subject=str(record.path), fail_on=fail_on)
 
 
