@@ -9,8 +9,10 @@ import torch
 
 from normscope.claims import data
 from normscope.claims.bench import Bench, Curve, batches
-from normscope.claims.models import mlp, norm_of, pre_activations, residual_mlp, vgg
-from normscope.terms.errors import DataError
+from normscope.claims.models import mlp, norm_of, pre_activations, residual_mlp, resnet, vgg, vgg16
+from normscope.claims.seen import saturated, shifts, unit_shift
+from normscope.stats.summary import Summary
+from normscope.terms.errors import DataError, SpecError
 
 RED = np.zeros((4, 5, 3), np.uint8) + np.array([255, 0, 7], np.uint8)
 
@@ -132,6 +134,57 @@ def test_networks_take_any_norm(norm):
 @pytest.mark.parametrize(("channels", "groups"), [(8, 4), (16, 8), (64, 8), (6, 1), (12, 2)])
 def test_groups_divide_the_channels_and_hold_two_or_more(channels, groups):
     assert norm_of("GroupNorm", channels).spec.groups == groups
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
+def test_residual_networks_have_the_papers_size(depth, parameters):
+    """0.27, 0.85 and 1.7 million (He et al. 2016, table 6); our convolutions keep a bias, which the norm makes idle."""
+    model = resnet(3, depth=depth, norm="BatchNorm")
+    convolutions = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert len(convolutions) == depth - 1
+    idle = sum(layer.out_channels for layer in convolutions)
+    assert sum(p.numel() for p in model.parameters()) - idle == parameters
+    if depth == 20:
+        assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_residual_network_of_any_other_depth_is_refused():
+    with pytest.raises(SpecError, match="6n \\+ 2"):
+        resnet(3, depth=21)
+
+
+def test_vgg_16_has_thirteen_convolutions_and_pools_what_there_is():
+    for side, pools in ((8, 3), (32, 5)):
+        model = vgg16(1, side, width=2, norm="GroupNorm + WS")
+        assert sum(isinstance(layer, torch.nn.Conv2d) for layer in model) == 13
+        assert sum(isinstance(layer, torch.nn.MaxPool2d) for layer in model) == pools
+        assert model(torch.randn(2, 1, side, side)).shape == (2, 10)
+
+
+def test_a_followed_training_is_the_training():
+    bench, build = Bench(), lambda: mlp(64, depth=2, width=16, activation="tanh", norm="BatchNorm")
+    _, plain = bench.train(build, seed=1, rate=0.05, epochs=1)
+    last = bench.last_step(epochs=1)
+
+    def read(record):
+        return shifts(record), saturated(record), record.steps.tolist()
+
+    seen, (moved, ends, steps) = bench.follow(
+        build, read, at=lambda step: step == last, probe=bench.images.test_x[:64], seed=1, rate=0.05, epochs=1
+    )
+    assert seen.accuracy == plain.accuracy and seen.loss == plain.loss
+    assert steps == [0, last] and len(moved) == len(ends) == 2
+    torch.manual_seed(1)
+    start = build()
+    given = pre_activations(start, bench.images.test_x[:64])
+    assert ends[0][0] == pytest.approx((given[0].abs() > 2.1783).float().mean().item(), abs=0.02)
+    assert all(0 < each < 3 for each in moved)
+
+
+def test_unit_shift_is_in_the_units_own_deviations():
+    then, now = torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 3.0]]), torch.tensor([[1.0, 6.0, 2.0], [3.0, 6.0, 8.0]])
+    moved = unit_shift(Summary.of(now, channel_axis=1), Summary.of(then, channel_axis=1))
+    assert moved == pytest.approx((1 / 2**0.5 + 3 / 2**0.5) / 2)
 
 
 def test_pre_activations_are_what_the_activations_are_given():

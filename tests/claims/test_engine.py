@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from normscope.claims.ledger import ledger, markdown
 from normscope.claims.outcomes import Outcome, Outcomes
 from normscope.claims.page import tree, write
 from normscope.claims.registry import claim
-from normscope.terms.errors import SpecError
+from normscope.terms.errors import MissingExtraError, SpecError
 from normscope.terms.verdict import Effect, Verdict
 
 RULE = Decision(1.0, -1.0, "units", "because")
@@ -117,7 +118,9 @@ def test_pairs_match_everything_but_the_arm():
 
 def run(cache, **options):
     told = []
-    runner.run([claim("0.7")], cache=cache, progress=lambda job, failure: told.append((job, failure)), **options)
+    runner.run(
+        [claim("0.7")], cache=cache, progress=lambda job, failure, done, of: told.append((job, failure)), **options
+    )
     return told
 
 
@@ -134,10 +137,28 @@ def test_a_changed_text_or_bench_is_another_run(monkeypatch):
     job = runner.jobs(claim("0.7"), "quick", Bench())[0]
     before = job.key
     assert dataclasses.replace(job, bench=Bench("elsewhere")).key != before
-    assert dataclasses.replace(job, size="full").key != before
-    monkeypatch.setattr(runner, "_read", lambda file: "another text")
+    assert dataclasses.replace(job, case={**job.case, "seed": -1}).key != before
+    monkeypatch.setattr(runner, "_text", lambda module: ["another text"])
     assert dataclasses.replace(job).key != before
     assert job.key == before
+
+
+def test_a_run_depends_on_the_shared_files_that_it_imports():
+    own, *shared = runner._text(claim("0.3").run.__module__)
+    assert "shift accumulates" in own and [text.split('"""')[1].split(":")[0][:14] for text in shared] == [
+        "The bench",
+        "Real and made ",
+        "The networks o",
+        "What claims re",
+    ]
+    assert len(runner._text(claim("0.7").run.__module__)) == 3
+
+
+def test_claims_that_share_a_run_share_its_outcomes():
+    sweep = __import__(claim("3.5").run.__module__, fromlist=["x"])
+    asked = {job.key for one in ("3.5", "4.1") for job in runner.jobs(claim(one), "quick", Bench())}
+    assert len(asked) == len(sweep.cases(**sweep.SIZES["quick"]))
+    assert claim("3.5").module != claim("4.1").module
 
 
 def test_a_run_that_raises_is_told_and_the_others_go_on(tmp_path, monkeypatch):
@@ -162,6 +183,22 @@ def test_workers_give_what_one_process_gives(tmp_path):
     run(tmp_path / "two", workers=2)
     one, two = (ledger([claim("0.7")], cache=tmp_path / name)[0] for name in ("one", "two"))
     assert one.effects == two.effects and two.ruling is not None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of ray's own
+def test_a_local_ray_gives_what_one_process_gives(tmp_path):
+    pytest.importorskip("ray")
+    run(tmp_path / "one")
+    assert not any(failure for _, failure in run(tmp_path / "ray", ray="local"))
+    one, two = (ledger([claim("0.7")], cache=tmp_path / name)[0] for name in ("one", "ray"))
+    assert one.effects == two.effects and two.ruling is not None
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"normscope\[ray\]"):
+        run(tmp_path, ray="auto")
 
 
 def test_numbers_that_json_has_no_word_for_come_back(tmp_path, monkeypatch):

@@ -74,8 +74,8 @@ class Claim(Datum):
 
     @property
     def module(self) -> str:
-        """Where the claim is written; its `run` may be one that several claims share."""
-        return self.weigh.__module__
+        """Where the claim is written: what it shares with others stands one folder up."""
+        return max(self.run.__module__, self.weigh.__module__, key=lambda module: module.count("."))
 
     @property
     def name(self) -> str:

@@ -25,7 +25,10 @@ from normscope.claims.outcomes import Case, Outcome, Outcomes
 from normscope.terms.datum import Datum, plain
 
 CACHE = Path(".normscope/claims")
-_ALWAYS, _NAMED = ("bench", "data"), ("models", "seen")  # shared files: of every run, and of those that import them
+_ALWAYS, _NAMED = (
+    ("bench", "data"),
+    ("models", "search", "seen"),
+)  # shared files: of every run, and of those that import them
 
 Progress = Callable[["Job", str | None, int, int], object]  # the job that ended, why it failed, how many of how many
 

@@ -8,10 +8,8 @@ more evaluation.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -22,16 +20,13 @@ from normscope.claims.curves import ACCURACY, averages
 from normscope.claims.decision import Decision
 from normscope.claims.interval import paired
 from normscope.claims.outcomes import Case, Outcomes
+from normscope.claims.search import SEARCHES, searched
 from normscope.report.parts import Profile
-from normscope.terms.errors import MissingExtraError
 from normscope.terms.verdict import Effect
 
 DEPTH, WIDTH, INPUTS, CLASSES = 6, 4, 4, 3
-REACH = 2.0  # the deviation of the first candidates: a sigmoid carries a signal from weights of about 4 on
 SHAPES = ((INPUTS, WIDTH), *[(WIDTH, WIDTH)] * (DEPTH - 1), (WIDTH, CLASSES))
-SEARCHES = {"CMA-ES": "", "differential evolution": "TwoPointsDE", "particle swarm": "PSO"}
 RATES = (0.01, 0.1, 1.0)
-TOGETHER = 20  # candidates of one generation
 
 
 def cases(seeds: int, evaluations: int) -> list[Case]:
@@ -47,7 +42,9 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     start = torch.cat([(torch.randn(shape, generator=turns) / shape[0] ** 0.5).flatten() for shape in SHAPES])
     start = torch.cat([start, torch.zeros(sum(out for _, out in SHAPES))])
     if case["arm"] in SEARCHES:
-        found = _searched(case, start, lambda at: _losses(at, x, y))
+        found = searched(
+            case["arm"], start, lambda at: _losses(at, x, y), seed=case["seed"], evaluations=case["evaluations"]
+        )
     else:
         found = _descended(start, x, y, float(case["arm"].split()[-1]), case["evaluations"] // 2)
     right = (_scores(found[None], test_x)[0].argmax(1) == test_y).double().mean().item()
@@ -79,34 +76,6 @@ def _scores(weights: Tensor, x: Tensor) -> Tensor:
 def _losses(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
     scores = _scores(weights, x)
     return cross_entropy(scores.transpose(1, 2), y.expand(len(weights), -1), reduction="none").mean(1)
-
-
-def _searched(case: Case, start: Tensor, losses_of: Any) -> Tensor:
-    """The best weights of a search from `start`, in generations of `TOGETHER`."""
-    generations = case["evaluations"] // TOGETHER
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cma misses a plotting library, nevergrad an optimizer
-        try:
-            import cma
-            import nevergrad
-        except ImportError as error:
-            raise MissingExtraError.of("Training without gradients", error.name or "cma", "claims") from None
-        if case["arm"] == "CMA-ES":
-            options = {"seed": case["seed"] + 1, "popsize": TOGETHER, "verbose": -9, "CMA_diagonal": False}
-            search = cma.CMAEvolutionStrategy(start.tolist(), REACH, options)
-            for _ in range(generations):
-                asked = search.ask()
-                search.tell(asked, losses_of(torch.tensor(np.stack(asked), dtype=torch.float32)).tolist())
-            return torch.tensor(search.best.x, dtype=torch.float32)
-        space = nevergrad.p.Array(init=start.double().numpy()).set_mutation(sigma=REACH)
-        space.random_state.seed(case["seed"])
-        search = nevergrad.optimizers.registry[SEARCHES[case["arm"]]](space, budget=generations * TOGETHER)
-        for _ in range(generations):
-            asked = [search.ask() for _ in range(TOGETHER)]
-            told = losses_of(torch.tensor(np.stack([one.value for one in asked]), dtype=torch.float32))
-            for one, loss in zip(asked, told.tolist()):
-                search.tell(one, loss)
-        return torch.tensor(search.provide_recommendation().value, dtype=torch.float32)
 
 
 def _descended(start: Tensor, x: Tensor, y: Tensor, rate: float, steps: int) -> Tensor:
