@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,68 +16,144 @@ import normscope as ns
 
 F64 = torch.float64
 SIZES = {2: (5, 2), 4: (3, 0, 1, 4)}  # uneven, and one rank without data
+PATIENCE = 1.5  # seconds that the ranks wait for one that does not come
 
 
-def whole(ranks):
+def whole(ranks, masked):
     generator = torch.Generator().manual_seed(0)
     size = sum(SIZES[ranks])
     x = torch.randn(size, 3, 4, generator=generator, dtype=F64) * 2 + 1
     mask = torch.rand(size, 4, generator=generator) > 0.3
     upstream = torch.randn(size, 3, 4, generator=generator, dtype=F64)
-    return x, mask, upstream
+    return x, mask if masked else None, upstream
+
+
+def own(ranks, masked, rank):
+    """The share of one rank."""
+    return [None if part is None else part.split(SIZES[ranks])[rank] for part in whole(ranks, masked)]
 
 
 def step(layer, x, mask, upstream):
+    """One step: the output and the gradient of the input; the parameters have theirs."""
     x = x.clone().requires_grad_()
     y = layer(x, mask)
+    layer.zero_grad()
     (y * upstream).sum().backward()
     return y.detach(), x.grad
 
 
-def work(rank, ranks, masked, folder):
+def gradients(layer):
+    return [parameter.grad for parameter in layer.parameters()]
+
+
+# on each rank --------------------------------------------------------------------------------------------------------
+
+
+def work(rank, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    x, mask, upstream = (part.split(SIZES[ranks])[rank] for part in whole(ranks))
-    layer = ns.nn.SyncBatchNorm(3, dtype=F64)
-    y, grad = step(layer, x, mask if masked else None, upstream)
-    layer.eval()
-    alone = layer(x[:1])  # no rank waits for another at inference
-    for name, parameter in layer.named_parameters():
-        dist.all_reduce(parameter.grad)
-        assert parameter.grad is not None, name
-    grads = [parameter.grad for parameter in layer.parameters()]
-    torch.save((y, grad, layer.state_dict(), grads, alone), f"{folder}/{rank}.pt")
-    if ranks == 2:
+    found = {}
+    for masked in (False, True):
+        found["plain", masked] = plain(*own(ranks, masked, rank))
         for broadcast in (True, False):
-            under_ddp(layer, x, mask if masked else None, broadcast)
+            found["ddp", masked, broadcast] = under_ddp(*own(ranks, masked, rank), broadcast)
+    if ranks == 4:
+        found["pairs"] = in_pairs(rank, *own(ranks, False, rank))
+        found["alone"] = left_alone(rank, own(ranks, False, rank)[0])
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()  # a rank that is gone would break the connections of those that still work
     dist.destroy_process_group()
 
 
-def under_ddp(layer, x, mask, broadcast):
-    """Two steps under DDP: buffers stay equal on all ranks, and nothing hangs."""
-    model = torch.nn.parallel.DistributedDataParallel(layer.train(), broadcast_buffers=broadcast)
-    for _ in range(2):
-        model(x, mask).square().sum().backward()
-    seen = [torch.zeros(3, dtype=F64) for _ in range(2)]
-    dist.all_gather(seen, layer.running_var)
-    assert torch.equal(*seen)
-
-
-@pytest.mark.parametrize(("ranks", "masked"), [(2, True), (4, False)])
-def test_ranks_equal_one_process(ranks, masked, tmp_path):
-    words = [str(ranks), str(int(masked)), str(tmp_path)]
-    running = [subprocess.Popen([sys.executable, __file__, str(rank), *words]) for rank in range(ranks)]
-    assert [process.wait(timeout=120) for process in running] == [0] * ranks
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
-    x, mask, upstream = whole(ranks)
+def plain(x, mask, upstream):
     layer = ns.nn.SyncBatchNorm(3, dtype=F64)
-    y, grad = step(layer, x, mask if masked else None, upstream)
-    torch.testing.assert_close(torch.cat([part[0] for part in found]), y)
-    torch.testing.assert_close(torch.cat([part[1] for part in found]), grad)
+    y, grad = step(layer, x, mask, upstream)
+    for each in gradients(layer):
+        dist.all_reduce(each)
+    layer.eval()(x[:1])  # no rank waits for another at inference
+    return y, grad, gradients(layer), layer.state_dict()
+
+
+def under_ddp(x, mask, upstream, broadcast):
+    """Two steps; DDP averages over the ranks what one process would sum."""
+    layer = ns.nn.SyncBatchNorm(3, dtype=F64)
+    model = torch.nn.parallel.DistributedDataParallel(layer, broadcast_buffers=broadcast)
+    for _ in range(2):
+        y, grad = step(model, x, mask, upstream)
+    return y, grad, [each * dist.get_world_size() for each in gradients(layer)], layer.state_dict()
+
+
+def in_pairs(rank, x, mask, upstream):
+    """Ranks 0 and 1 know nothing of 2 and 3."""
+    groups = [dist.new_group(pair) for pair in ((0, 1), (2, 3))]
+    layer = ns.nn.SyncBatchNorm(3, process_group=groups[rank // 2], dtype=F64)
+    y, grad = step(layer, x, mask, upstream)
+    for each in gradients(layer):
+        dist.all_reduce(each, group=groups[rank // 2])
+    return y, grad, gradients(layer), layer.state_dict()
+
+
+def left_alone(rank, x):
+    """The last rank makes no call: what the others are told, and after how long."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=PATIENCE))
+    layer, start = ns.nn.SyncBatchNorm(3, process_group=group, dtype=F64), time.monotonic()
+    if rank != 3:
+        try:
+            layer(x)
+        except ns.NormscopeError as error:
+            return str(error), time.monotonic() - start, layer.state_dict()
+    return None
+
+
+# of all ranks --------------------------------------------------------------------------------------------------------
+
+
+def expected(x, mask, upstream, steps=1):
+    layer = ns.nn.SyncBatchNorm(3, dtype=F64)
+    for _ in range(steps):
+        y, grad = step(layer, x, mask, upstream)
+    return y, grad, gradients(layer), layer.state_dict()
+
+
+def compare(found, wanted):
+    torch.testing.assert_close(torch.cat([part[0] for part in found]), wanted[0])
+    torch.testing.assert_close(torch.cat([part[1] for part in found]), wanted[1])
     for part in found:
-        torch.testing.assert_close(part[2], layer.state_dict())
-        torch.testing.assert_close(part[3], [parameter.grad for parameter in layer.parameters()])
+        torch.testing.assert_close(part[2], wanted[2])
+        torch.testing.assert_close(part[3], wanted[3])
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory):
+    """How many ranks, and what each of them found."""
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    words = [sys.executable, __file__, str(request.param), str(folder)]
+    running = [subprocess.Popen([*words, str(rank)]) for rank in range(request.param)]
+    assert [process.wait(timeout=120) for process in running] == [0] * request.param
+    return request.param, [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_equal_one_process(ranks, masked):
+    count, found = ranks
+    compare([part["plain", masked] for part in found], expected(*whole(count, masked)))
+    for broadcast in (True, False):
+        compare([part["ddp", masked, broadcast] for part in found], expected(*whole(count, masked), steps=2))
+
+
+def test_groups_within_the_group_and_a_rank_that_stays_away(ranks):
+    count, found = ranks
+    if count != 4:
+        return
+    x, mask, upstream = whole(4, False)
+    cut = sum(SIZES[4][:2])
+    for pair, part in ((found[:2], slice(None, cut)), (found[2:], slice(cut, None))):
+        compare([one["pairs"] for one in pair], expected(x[part], mask, upstream[part]))
+    for told, seconds, state in (one["alone"] for one in found[:3]):
+        assert "call the model on an empty batch, x[:0]" in told and " of 4, backend=" in told
+        assert seconds < 20 * PATIENCE  # not the half hour of the default group
+        assert state["num_batches_tracked"] == 0
+    assert found[3]["alone"] is None
 
 
 def test_one_process_is_batch_norm():
@@ -84,5 +162,5 @@ def test_one_process_is_batch_norm():
 
 
 if __name__ == "__main__":
-    work(*map(int, sys.argv[1:3]), bool(int(sys.argv[3])), sys.argv[4])
+    work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
     os._exit(0)  # all is checked and saved; torch's own threads may abort an interpreter that ends around them

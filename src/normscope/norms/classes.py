@@ -93,7 +93,12 @@ class BatchNorm3d(_OfFeatures):
 
 
 class SyncBatchNorm(_OfFeatures):
-    """Batch normalization of (N, C, *) over the batches of all processes; works with gloo on the CPU too."""
+    """Batch normalization of (N, C, *) over the batches of all processes; works with gloo on the CPU too.
+
+    Batches may differ in size, and a rank without data calls the layer on an empty batch. Where a rank makes no call
+    at all, the others raise a `ModelError` after the timeout of `process_group` (with NCCL, torch's watchdog ends the
+    process instead): ``dist.new_group(timeout=timedelta(seconds=60))`` makes that a minute.
+    """
 
     _row = "SyncBatchNorm"
 
