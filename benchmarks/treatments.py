@@ -1,7 +1,7 @@
 """What treatments do on real data: small batches, sorted classes, single images, streams that shift.
 
 A small convolutional network with BatchNorm is the patient. It is converted before training (GroupNorm, GroupNorm with
-standardized weights, BatchRenorm), or trained as it is and then recalibrated, or left as it is and adapted while it is
+standardized weights, BatchRenorm, OnlineNorm), or trained as it is and then recalibrated, or left as it is and adapted while it is
 used. Every arm of a seed starts from the same weights and sees the same batches; a training sees 6,000 images.
 
     python benchmarks/treatments.py [--data DIR of CIFAR-10] [--kept FILE] [--minutes M] [--out benchmarks/results]
@@ -47,7 +47,7 @@ def jobs(sets: list[str]) -> Iterator[Job]:
                 for batch in batches:
                     yield from (
                         {"data": data, "what": "train", "norm": norm, "order": order, "batch": batch, "seed": seed}
-                        for norm in TRAININGS
+                        for norm in (*TRAININGS, *(["OnlineNorm"] if batch == 2 else []))
                     )
     yield from ({"data": data, "what": "stream", "seed": seed} for data in sets for seed in SEEDS)
 
@@ -213,8 +213,8 @@ def main() -> None:
     minutes = sum(seconds for *_, seconds in done) / 60
     head = (
         "# Treatments on real data\n\n"
-        f"Torch {torch.__version__}, one thread, {minutes:.1f} minutes of processor time. Mean over seeds with Student's "
-        "t interval at 95%; differences are paired by seed. A training sees 6,000 images, so accuracies are far from "
+        f"Torch {torch.__version__}, one thread, {minutes:.1f} minutes of processor time. Mean over seeds with "
+        "Student's t interval at 95%; differences are paired by seed. A training sees 6,000 images, so accuracies are far from "
         "what the data allow; what counts is the difference. Network and arms: `benchmarks/treatments.py`.\n\n"
         "    python benchmarks/treatments.py --data DIR\n"
     )
