@@ -501,3 +501,17 @@ def test_two_watchers_of_one_model_see_the_same(tmp_path, trainings):
     for site in a.record.sites:
         for source in ("live", "probe", "probe_eval"):
             assert a.record.summary(site, 0, source) == b.record.summary(site, 0, source)
+
+
+def test_an_output_that_is_the_next_input_is_read_anew_when_something_was_written_to_it(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, every=1):
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    record = ns.Record(tmp_path)
+    told = {key: record.summary(key, 0) for key in ("0:output", "1:input", "1:output", "2:input", "2:output")}
+    assert told["1:input"] == told["0:output"] and told["0:output"].low < 0
+    assert told["2:input"] == told["1:output"] and told["1:output"].low == 0
+    assert told["2:output"] != told["2:input"]

@@ -152,7 +152,7 @@ class Sink:
 
     def _place(self, connection: sqlite3.Connection, row: Row) -> int:
         """The number of the row's site, which is noted, as is what the record now has of it."""
-        number = self._site(connection, row.site)
+        number = 0 if row.site is None else self._sites.get(row.site) or self._site(connection, row.site)
         step, name = row.values[:2]
         content = (number, "", name) if row.table == "summary" else (number, name, "")
         if content not in self._contents:
@@ -160,12 +160,10 @@ class Sink:
             self._contents.add(content)
         return number
 
-    def _site(self, connection: sqlite3.Connection, site: Site | None) -> int:
-        if site is None:
-            return 0
-        if site not in self._sites:
-            connection.execute(_SITE, (self._segment, *site_values(site)))
-            (self._sites[site],) = connection.execute("SELECT id FROM site WHERE key = ?", (site.key,)).fetchone()
+    def _site(self, connection: sqlite3.Connection, site: Site) -> int:
+        """The number of a site that is told for the first time."""
+        connection.execute(_SITE, (self._segment, *site_values(site)))
+        (self._sites[site],) = connection.execute("SELECT id FROM site WHERE key = ?", (site.key,)).fetchone()
         return self._sites[site]
 
     def _supersede(self, connection: sqlite3.Connection, first: int | None) -> None:

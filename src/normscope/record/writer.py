@@ -99,6 +99,10 @@ class Writer:
         """Put in one number of a site, or of the whole run (None)."""
         self._put("scalar", step, scalar_row, site, step, quantity, value)
 
+    def scalars(self, step: int, quantity: str, values: Iterable[tuple[Site, float]]) -> None:
+        """Put in one number of each of many sites at once."""
+        self._put_each("scalar", step, scalar_row, [(site, step, quantity, value) for site, value in values])
+
     def event(self, kind: str, text: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Put in something that happened; the kinds are those of `Event`."""
         self._put("event", step, event_row, kind, text, step, data, time.time())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,9 @@ _BYTES = 3 * BINS  # of the longest code: of that many elements few bins hold mo
 _NO_PLACES = np.empty(0, dtype=np.int64)
 
 _loops: ModuleType | None = None
-_kinds: dict[torch.dtype, int] = {}  # as `fused.told32` numbers them; empty as long as there are no loops
+_kinds: dict[torch.dtype, int] = {}  # as `fused.told32` numbers them
+_types: tuple[type, ...] = ()  # as long as there are no loops nothing is served
+_strided: Any = None
 _missing: str | None = None
 
 
@@ -36,7 +38,7 @@ def prepare() -> str | None:
 
     Returns None when they are there, else why not; then `digest` and `by_channel` give None, and torch computes.
     """
-    global _loops, _missing
+    global _loops, _missing, _types, _strided
     if _loops is None and _missing is None:
         try:
             with warnings.catch_warnings():
@@ -45,6 +47,7 @@ def prepare() -> str | None:
             import torch
 
             _kinds.update({torch.float32: 4, torch.float16: 3, torch.bfloat16: 2, torch.float64: 8})
+            _types, _strided = (torch.Tensor, torch.nn.Parameter), torch.strided
             _loops = fused
         except Exception as error:  # not installed, nowhere to keep what was compiled, another LLVM: torch serves too
             _missing = f"{type(error).__name__}: {error}"
@@ -113,17 +116,10 @@ def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tup
 
 
 def _kind(x: torch.Tensor) -> int | None:
-    kind = _kinds.get(x.dtype)
-    if kind is None or x.device.type != "cpu" or not _is_plain(x):
+    """How its numbers lie in memory; None for subclasses of Tensor, other devices, what is sparse or negated."""
+    if type(x) not in _types or not x.is_cpu or x.is_neg() or x.layout != _strided:
         return None
-    return kind
-
-
-def _is_plain(x: torch.Tensor) -> bool:
-    """Whether its numbers lie in memory as they are: no subclass with an idea of its own, nothing sparse or negated."""
-    import torch
-
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout == torch.strided and not x.is_neg()
+    return _kinds.get(x.dtype)
 
 
 def _told(x: torch.Tensor, kind: int, step: int, places: np.ndarray, sample: np.ndarray, *, less: bool) -> Digest:

@@ -70,10 +70,12 @@ class Journal:
     def update_ratios(self, step: int, digests: Sequence[tuple[Site, Digest]]) -> None:
         """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `digests`, unless it is zero."""
         values = {(site.path, site.name): digest for site, digest in digests if site.what == "parameter"}
+        ratios = []
         for site, change in digests:
             value = values.get((site.path, site.name)) if site.what == "update" else None
             if value is not None and value.rms > 0:
-                self.writer.scalar(site, step, "update_ratio", change.rms / value.rms)
+                ratios.append((site, change.rms / value.rms))
+        self.writer.scalars(step, "update_ratio", ratios)
 
     def know(self, **values: Any) -> None:
         """Write what is known of the whole run, when it is news."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
@@ -45,6 +46,15 @@ class Plan(Datum):
     modules: dict[str, nn.Module] = field(default_factory=dict)
     places: tuple[Place, ...] = ()
     compiled: tuple[str, ...] = ()
+
+    @cached_property
+    def calls(self) -> dict[str, list[tuple[Site, Site, Site]]]:
+        """By the path of a hooked module: the sites of input, output and gradient of each of its calls."""
+        found: dict[str, list[tuple[Site, Site, Site]]] = {}
+        for site in self.sites:
+            if site.path in self.modules:
+                found.setdefault(site.path, []).append((input_of(site), site, site.at("gradient")))
+        return found
 
     @staticmethod
     def of(model: nn.Module, sites: Iterable[Site]) -> Plan:

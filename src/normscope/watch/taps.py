@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -35,10 +36,7 @@ class Taps:
 
     def __init__(self, model: nn.Module, plan: Plan, guard: Guard, *, hold: Callable[[Tensor], bool]) -> None:
         self._plan, self._guard, self._hold = plan, guard, hold
-        self._sites: dict[str, list[tuple[Site, Site, Site]]] = {}  # input, output, gradient of each call, by path
-        for site in plan.sites:
-            if site.path in plan.modules:
-                self._sites.setdefault(site.path, []).append((input_of(site), site, site.at("gradient")))
+        self._sites = plan.calls
         self._root = root_of(model, plan.sites)
         self._handles: list[RemovableHandle] = []
         self._generation = 0  # of the observed forward pass: gradients of an earlier one are not for us
@@ -80,6 +78,7 @@ class Taps:
         self._without_gradient: set[str] = set()
         self._thread = threading.get_ident()
         self.forward: list[Row] = []
+        self._latest: tuple[ref[Tensor], int, Row] | None = None  # what was kept last
         self.backward: dict[str, Row] = {}
         self.running = True
         self.reached = False
@@ -98,7 +97,10 @@ class Taps:
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._is_observed(path, module) and self._calls[path] < len(self._sites[path]):
-            self._keep(self._sites[path][self._calls[path]][0], first_tensor((args, kwargs)))
+            self._keep(
+                self._sites[path][self._calls[path]][0],
+                args[0] if args and type(args[0]) is Tensor else first_tensor((args, kwargs)),
+            )
 
     def _leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         observed = self._is_observed(path, module)
@@ -107,7 +109,7 @@ class Taps:
             return
         _, site, gradient = self._sites[path][calls[path]]
         calls[path] += 1
-        tensor = first_tensor(output)
+        tensor = output if type(output) is Tensor else first_tensor(output)
         if tensor is None:
             return
         if observed:
@@ -123,9 +125,19 @@ class Taps:
         return self.running and module is self._plan.modules[path] and threading.get_ident() == self._thread
 
     def _keep(self, site: Site, tensor: Tensor | None) -> None:
-        row = row_of(site, tensor)
-        if row is not None:
+        row = self._seen_before(site, tensor) or row_of(site, tensor)
+        if row is not None and tensor is not None:
             self.forward.append(row)
+            self._latest = None if tensor.is_inference() else (ref(tensor), tensor._version, row)
+
+    def _seen_before(self, site: Site, tensor: Tensor | None) -> Row | None:
+        """One module's output is the next one's input: the same object, in which nothing was written since."""
+        if tensor is None or self._latest is None:
+            return None
+        known, version, row = self._latest
+        if known() is not tensor or tensor._version != version:
+            return None
+        return Row(site, row.size, row.sample, row.digest)
 
     def _follow(self, site: Site, tensor: Tensor, *, root: bool = False) -> None:
         if not tensor.requires_grad:
