@@ -13,13 +13,12 @@ from torch import Tensor
 
 from normscope.kernels import reference
 from normscope.kernels.cells import cells
-from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem, found
+from normscope.kernels.offer import SIGNED, Gradients, Made, Offer, Operands, Problem, found, statistic_dtype
 from normscope.kernels.reference import Statistics
 from normscope.terms.spec import NormSpec
 
 OFFERS = found()
 _PAIRS = {(offer.name, offer.part): offer for offer in OFFERS if offer.run is None}
-SIGNED = ("relu", "leaky_relu")  # whose slope follows from the sign of the output
 
 
 def run(offer: Offer, problem: Problem, operands: Operands) -> tuple[Tensor, Statistics | None]:
@@ -34,16 +33,6 @@ def run(offer: Offer, problem: Problem, operands: Operands) -> tuple[Tensor, Sta
     else:
         y, mean, var = _forward(offer, problem, operands)
     return y, statistics(problem, operands.x, mean, var) if problem.told else None
-
-
-def keeps(problem: Problem) -> str | None:
-    """What is kept for the backward pass beside the input: "y", "residual" or nothing.
-
-    A residual's gradient needs the slope of the activation at the sum, which the input alone does not tell.
-    """
-    if not problem.residual or problem.spec.activation is None:
-        return None
-    return "y" if problem.spec.activation in SIGNED else "residual"
 
 
 def statistics(problem: Problem, x: Tensor, mean: Tensor, var: Tensor) -> Statistics:
@@ -89,7 +78,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, offer: Offer, problem: Problem, *tensors: Any) -> Any:
         x, weight, bias, residual, given_mean, given_var = tensors
         y, mean, var = _forward(offer, problem, Operands(x, weight, bias, residual, None, given_mean, given_var))
-        kept = keeps(problem)
+        kept = problem.keeps
         ctx.offer, ctx.problem = offer, problem
         ctx.save_for_backward(
             x, weight, bias, residual if kept == "residual" else None, given_mean, given_var,
@@ -115,7 +104,7 @@ class _Fused(torch.autograd.Function):
 
 def by_reference(problem: Problem, operands: Operands, y: Tensor | None, grad: Tensor) -> Gradients:
     """The gradients as a graph that can be differentiated again."""
-    spec, kept = problem.spec, keeps(problem)
+    spec, kept = problem.spec, problem.keeps
     # aliases, so that one operand made of another does not count twice
     aliases = [value if value is None else value.view_as(value) for value in operands[:4]]
     x, weight, bias, residual = (
@@ -185,8 +174,7 @@ def _(x: Tensor, weight: Any, bias: Any, residual: Any, mean: Any, var: Any, *wo
         positions = x.shape[2:] if layout == "channels_first" else x.shape[1:-1]
         for size in positions:
             count = count * size
-    wide = torch.promote_types(x.dtype, torch.float32)
-    seen = [x.new_empty((count if mean is None else 0,), dtype=wide) for _ in range(2)]
+    seen = [x.new_empty((count if mean is None else 0,), dtype=statistic_dtype(x.device.type)) for _ in range(2)]
     return torch.empty_like(x), *seen
 
 

@@ -23,6 +23,7 @@ from normscope.terms.spec import NormSpec
 
 Memory = Literal["contiguous", "channels_last", "strided"]
 PLACES = ("cpu", "triton", "offers")
+SIGNED = ("relu", "leaky_relu")  # whose slope follows from the sign of the output
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -104,6 +105,16 @@ class Problem(NamedTuple):
         )
 
     @property
+    def keeps(self) -> str | None:
+        """What is kept for the backward pass beside the input: "y", "residual" or nothing.
+
+        A residual's gradient needs the slope of the activation at the sum, which the input alone does not tell.
+        """
+        if not self.residual or self.spec.activation is None:
+            return None
+        return "y" if self.spec.activation in SIGNED else "residual"
+
+    @property
     def elements(self) -> int:
         """How many numbers the input holds."""
         count = 1
@@ -122,7 +133,8 @@ class Made(NamedTuple):
 
     Attributes:
         y: of the shape, dtype and memory layout of the input.
-        mean: μ of every statistic, flat, in the order of the axes (N, G) or (N, *S) that keep apart; float32 or wider.
+        mean: μ of every statistic, flat, in the order of the axes (N, G) or (N, *S) that keep apart, in the dtype
+            that `statistic_dtype` says.
         var: σ² before eps, divided by the size, in the same order. Both are empty where statistics were given.
     """
 
@@ -159,7 +171,7 @@ class Offer:
         run: (problem, operands) → output and, where told, the statistics, detached.
         forward: (problem, operands) → `Made`.
         backward: (problem, operands as kept, y as kept, what forward made, gradient of y) → `Gradients`. What
-            `fused.keeps` leaves out is None: `residual` or `y`.
+            `Problem.keeps` leaves out is None: `residual` or `y`.
     """
 
     name: str
@@ -178,6 +190,11 @@ def found() -> tuple[Offer, ...]:
             module = importlib.import_module(f"normscope.kernels.{place}.{entry.name}")
             offers += getattr(module, "OFFERS", ())
     return tuple(offers)
+
+
+def statistic_dtype(device: str) -> torch.dtype:
+    """The dtype in which kernels tell statistics: float64 on the host, float32 elsewhere."""
+    return torch.float64 if device == "cpu" else torch.float32
 
 
 def memory_of(x: Tensor) -> Memory:

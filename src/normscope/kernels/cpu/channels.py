@@ -1,0 +1,210 @@
+"""Batch, group and instance norm on the CPU, with the activation and the residual sum in the same pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normscope.kernels.cpu.pool import launch, missing, words
+from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
+
+_BATCH, _SAMPLE, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "S"))
+_ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
+_CACHE = 1 << 19  # bytes of one operand that a task may hold: half of a core's second cache
+_PANEL = 1 << 17  # numbers of a panel of rows
+
+
+class _Form(NamedTuple):
+    """A problem as sizes: (samples, channels, positions), how they lie, and which cells share a statistic."""
+
+    samples: int
+    channels: int
+    positions: int
+    rows: bool  # the channels lie side by side
+    groups: int  # statistics of a sample
+    batch: bool  # statistics are one a channel for all samples, or given so
+
+
+def _form(problem: Problem) -> _Form:
+    shape, spec = problem.shape, problem.spec
+    first = spec.layout == "channels_first"
+    channels = shape[1] if first else shape[-1]
+    positions = math.prod(shape[2:] if first else shape[1:-1])
+    rows = not first or problem.memory == "channels_last" or positions == 1
+    groups = spec.groups if "C" in spec.over else channels
+    return _Form(shape[0], channels, positions, rows, groups, spec.over == _BATCH or problem.given)
+
+
+def _supports(problem: Problem) -> str | None:
+    spec = problem.spec
+    if problem.device != "cpu":
+        return f"it computes on the CPU, not on {problem.device}"
+    if spec.over not in (_BATCH, _SAMPLE, _POSITIONS):
+        return f"it takes statistics of channels or groups, not over {''.join(sorted(spec.over)) or 'nothing'}"
+    if problem.given and spec.over == _SAMPLE:
+        return "given statistics of groups are not those of single channels"
+    if not spec.center or spec.scale != "std" or spec.eps is None or spec.eps_place != "inside":
+        return "it centres, and divides by the standard deviation with eps inside the root"
+    if spec.weight_offset or spec.cast != "output":
+        return "it has no weight offset and casts last"
+    if spec.activation not in _ACTIVATIONS:
+        return f"it has no {spec.activation}"
+    if problem.dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes float32 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
+    if problem.mask:
+        return "it counts all cells, masked or not"
+    if problem.memory == "strided" or len(problem.shape) < 2:
+        return "the input is neither contiguous nor channels_last"
+    if 0 in problem.shape:
+        return "the input is empty"
+    return problem.odd or missing()
+
+
+def _forward(problem: Problem, operands: Operands) -> Made:
+    form, x = _form(problem), operands.x
+    y = torch.empty_like(x)
+    mean, var = _statistics(form, operands)
+    kind, half, added = problem.spec.activation, x.dtype is torch.bfloat16, operands.residual is not None
+    packed, kept = _packed(problem, form, operands, mean, var)
+    packed[11] = y.data_ptr()
+    packed[16] = 0 if operands.residual is None else operands.residual.data_ptr()
+    if not form.rows:
+        launch(_runs("forward", half, kind, int(added)), packed, _tasks(form))
+    elif form.batch:
+        panels = _panels(packed, form, kept)
+        if not problem.given:
+            launch(_columns("sums", half, None, 0, False), packed, panels)
+        _settle(packed, form, panels, False)
+        launch(_columns("mapped", half, kind, int(added), False), packed, panels)
+    else:
+        tasks = _shares(packed, form, x.element_size())
+        launch(_columns("forward", half, kind, int(added)), packed, tasks)
+    if problem.given:
+        mean = var = mean.new_empty(0)
+    return Made(y, mean, var)
+
+
+def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
+    form, x = _form(problem), operands.x
+    mean, var = (made.mean, made.var) if operands.mean is None else _statistics(form, operands)
+    kind, half = problem.spec.activation, x.dtype is torch.bfloat16
+    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
+    packed, kept = _packed(problem, form, operands, mean, var)
+    dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
+    of_affine = torch.empty(2, 1 if form.rows and form.batch else form.samples, form.channels, dtype=torch.float64)
+    more = y if way == 1 else operands.residual if way == 2 else None
+    packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
+    packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
+    packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
+    if not form.rows:
+        launch(_runs("backward", half, kind, way), packed, _tasks(form))
+    elif form.batch:
+        panels = _panels(packed, form, kept)
+        _settle(packed, form, 0, True)
+        launch(_columns("sums", half, kind, way, True), packed, panels)
+        _settle(packed, form, panels, True)
+        launch(_columns("mapped", half, kind, way, True), packed, panels)
+    else:
+        tasks = _shares(packed, form, x.element_size())
+        launch(_columns("backward", half, kind, way), packed, tasks)
+    dw, db = of_affine.sum(1)
+    return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
+
+
+def _as(value: Tensor, like: Tensor | None) -> Tensor | None:
+    return None if like is None else value.to(like.dtype)
+
+
+def _tasks(form: _Form) -> int:
+    return form.channels if form.batch else form.samples * form.groups
+
+
+def _statistics(form: _Form, operands: Operands) -> tuple[Tensor, Tensor]:
+    if operands.mean is not None and operands.var is not None:
+        return operands.mean.double(), operands.var.double()
+    mean, var = torch.empty(2, _tasks(form), dtype=torch.float64).unbind()
+    return mean, var
+
+
+def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
+    """The words that every kernel reads, and the tensors behind them, which must live as long."""
+    weight = torch.ones(form.channels) if operands.weight is None else operands.weight.detach().float().contiguous()
+    bias = torch.zeros(form.channels) if operands.bias is None else operands.bias.detach().float().contiguous()
+    packed = words(
+        {
+            2: _tasks(form),
+            3: form.samples,
+            4: form.channels,
+            5: form.positions,
+            6: form.groups,
+            7: int(form.batch),
+            8: int(problem.given),
+            10: operands.x.data_ptr(),
+            12: weight.data_ptr(),
+            13: bias.data_ptr(),
+            14: mean.data_ptr(),
+            15: var.data_ptr(),
+        },
+        problem.spec.eps or 0.0,
+    )
+    return packed, [weight, bias, mean, var]
+
+
+def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
+    """Cut the rows of a batch into panels, and give them a place for what they find; how many there are."""
+    rows = form.samples * form.positions
+    panel = min(rows, max(1, _PANEL // form.channels))
+    panels = -(-rows // panel)
+    found = torch.empty(panels, 3, form.channels, dtype=torch.float64)
+    numbers = torch.empty(5, form.channels)
+    kept += [found, numbers]
+    packed[2], packed[3], packed[5], packed[6] = panels, rows, panels, panel
+    packed[21] = found.data_ptr()
+    for n in range(5):
+        packed[22 + n] = numbers[n].data_ptr()
+    return panels
+
+
+def _settle(packed: Any, form: _Form, panels: int, back: bool) -> None:
+    tasks = -(-form.channels // 16)
+    whole = packed[2]
+    packed[2], packed[5] = tasks, panels
+    launch(_columns("settled", False, None, 0, back), packed, tasks)
+    packed[2] = whole
+
+
+def _shares(packed: Any, form: _Form, size: int) -> int:
+    """Groups of one sample that a task takes: as many as a core's cache holds; how many tasks there are."""
+    inner = form.channels // form.groups
+    column = form.positions * inner * size
+    together = form.groups
+    if form.groups * column > _CACHE:
+        least = -(-64 // (inner * size))  # a line of memory at least
+        together = min(form.groups, max(least, _CACHE // column))
+    packed[7] = together
+    return form.samples * -(-form.groups // together)
+
+
+@functools.cache
+def _runs(name: str, half: bool, activation: str | None, kept: int) -> Any:
+    from normscope.kernels.cpu.compiled import runs
+    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
+
+    return getattr(runs, name)(half, ACTIVATIONS[activation], kept)
+
+
+@functools.cache
+def _columns(name: str, half: bool, activation: str | None, kept: int, *back: bool) -> Any:
+    from normscope.kernels.cpu.compiled import columns
+    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
+
+    if name == "settled":
+        return columns.settled(*back)
+    return getattr(columns, name)(half, ACTIVATIONS[activation], kept, *back)
+
+
+OFFERS = (Offer("numba", "channels", _supports, forward=_forward, backward=_backward),)

@@ -1,0 +1,67 @@
+"""Running a compiled kernel on torch's own threads.
+
+torch's OpenMP runtime is asked to run it, so that kernels and ATen's functions take turns on one pool of threads; a
+second pool (Numba's) would spin against the first. See docs/decisions/0005-kernels-on-torchs-threads.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+WORDS = 40  # as in compiled/machine.py, which only a machine with Numba can import
+OWN = 1  # the word that holds the address of the words
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why no kernel can be compiled or run here, or None."""
+    if find_spec("numba") is None:
+        return "Numba is not installed: pip install 'normscope[cpu]'"
+    if _parallel() is None:
+        return "this build of torch has no OpenMP runtime that takes C functions (GOMP_parallel)"
+    return None
+
+
+@functools.cache
+def _parallel() -> Callable[..., None] | None:
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / name).exists():
+            # a symbol is looked for in the library and in what it is linked to: torch's runtime, and no other
+            found = getattr(ctypes.CDLL(str(folder / name)), "GOMP_parallel", None)
+            if found is not None:
+                found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+                found.restype = None
+            return found
+    return None
+
+
+def words(values: dict[int, int], eps: float = 0.0) -> Any:
+    """The argument of a kernel: 64-bit words by their number, eps among them."""
+    packed = np.zeros(WORDS, np.int64)
+    for number, value in values.items():
+        packed[number] = value
+    packed[9] = struct.unpack("q", struct.pack("d", eps))[0]
+    packed[OWN] = packed.ctypes.data
+    return packed
+
+
+def launch(kernel: Any, packed: Any, tasks: int) -> None:
+    """Run the tasks of `kernel` on as many threads as torch uses, and wait for them."""
+    packed[0] = 0
+    threads = min(torch.get_num_threads(), tasks)
+    if threads < 2:
+        kernel.ctypes(packed.ctypes.data)
+        return
+    parallel = _parallel()
+    assert parallel is not None
+    parallel(kernel.address, packed.ctypes.data, threads, 0)
