@@ -1,8 +1,8 @@
 """What treatments do on real data: small batches, sorted classes, single images, streams that shift.
 
 A small convolutional network with BatchNorm is the patient. It is converted before training (GroupNorm, GroupNorm with
-standardized weights, BatchRenorm, OnlineNorm), or trained as it is and then recalibrated, or left as it is and adapted while it is
-used. Every arm of a seed starts from the same weights and sees the same batches; a training sees 6,000 images.
+standardized weights, BatchRenorm, OnlineNorm), or trained as it is and then recalibrated, or left as it is and adapted
+while it is used. Every arm of a seed starts from the same weights and sees the same batches, 6,000 images in all.
 
     python benchmarks/treatments.py [--data DIR of CIFAR-10] [--kept FILE] [--minutes M] [--out benchmarks/results]
 
@@ -214,8 +214,9 @@ def main() -> None:
     head = (
         "# Treatments on real data\n\n"
         f"Torch {torch.__version__}, one thread, {minutes:.1f} minutes of processor time. Mean over seeds with "
-        "Student's t interval at 95%; differences are paired by seed. A training sees 6,000 images, so accuracies are far from "
-        "what the data allow; what counts is the difference. Network and arms: `benchmarks/treatments.py`.\n\n"
+        "Student's t interval at 95%; differences are paired by seed. A training sees 6,000 images, so accuracies are "
+        "far from what the data allow; what counts is the difference. Network and arms: `benchmarks/treatments.py`."
+        "\n\n"
         "    python benchmarks/treatments.py --data DIR\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ _FACE: dict[str, str] = {
     "domain_banks": "normscope.treat.banks:domain_banks",
     "density_weights": "normscope.treat.density:density_weights",
     "effective_sample_size": "normscope.treat.density:effective_sample_size",
+    "norm_for_stream": "normscope.treat.stream:norm_for_stream",
     "weighted_sampler": "normscope.treat.density:weighted_sampler",
     "trial": "normscope.treat.trial:trial",
     "Treated": "normscope.treat.treatment:Treated",

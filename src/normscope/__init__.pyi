@@ -26,6 +26,7 @@ from normscope.treat.density import density_weights as density_weights
 from normscope.treat.density import effective_sample_size as effective_sample_size
 from normscope.treat.density import weighted_sampler as weighted_sampler
 from normscope.treat.parameter_groups import parameter_groups as parameter_groups
+from normscope.treat.stream import norm_for_stream as norm_for_stream
 from normscope.treat.treatment import Treated as Treated
 from normscope.treat.treatments.adapt import adapt as adapt
 from normscope.treat.treatments.convert import convert as convert
