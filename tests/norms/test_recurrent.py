@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.testing._internal.common_modules import module_db
 
 import normscope as ns
 
@@ -161,6 +162,56 @@ def test_gradients(kind, norm):
     torch.autograd.gradcheck(lambda x: layer(x)[0], (sequence(3, 3, 2).requires_grad_(),))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_second_derivatives(kind, norm):
+    layer = made(kind, 2, 2, norm=norm)
+    x = sequence(2, 3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: layer(x)[0], (x,))
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,), fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_lie_as_torchs_do_for_cudnn(kind):
+    ours, theirs = (getattr(home, kind)(3, 4, 2, bidirectional=True) for home in (ns.nn, nn))
+    twin, (weights, *_) = ours._torchs(), ours._settings()
+    assert twin._flat_weights_names == theirs._flat_weights_names and twin.mode == theirs.mode
+    assert all(one is getattr(ours, name) for one, name in zip(weights, theirs._flat_weights_names))
+    ours.flatten_parameters()  # on the host there is nothing to do
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_cuda_weights_are_one_piece(kind):
+    for layer in (getattr(ns.nn, kind)(3, 4, 2).cuda(), getattr(ns.nn, kind)(3, 4, 2, device="cuda")):
+        layer(torch.randn(5, 2, 3, device="cuda"))  # cuDNN warns of weights in pieces, and warnings are errors
+        assert len({parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}) == 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_torch_module_inputs_and_errors(name):
+    info = next(info for info in module_db if info.module_cls is getattr(nn, name))
+    told = {"device": "cpu", "dtype": F64, "requires_grad": False, "training": True}
+    met = 0
+    for case in info.module_inputs_func(info, **told):
+        built, given = case.constructor_input, case.forward_input
+        if built.kwargs.get("proj_size"):
+            continue
+        ours, theirs = (getattr(home, name)(*built.args, **built.kwargs).double() for home in (ns.nn, nn))
+        ours.load_state_dict(theirs.state_dict())
+        torch.manual_seed(0)
+        wanted = theirs(*given.args, **given.kwargs)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours(*given.args, **given.kwargs), wanted)
+        met += 1
+    assert met > 3
+    for case in info.module_error_inputs_func(info, **told) if info.module_error_inputs_func else ():
+        built, given = case.module_error_input.constructor_input, case.module_error_input.forward_input
+        call = (lambda layer: None) if given is None else (lambda layer: layer(*given.args, **given.kwargs))  # noqa: B023
+        with pytest.raises(case.error_type):
+            call(getattr(ns.nn, name)(*built.args, **built.kwargs))
+
+
 def test_errors():
     with pytest.raises(ns.NormscopeError, match="leave proj_size at 0"):
         ns.nn.LSTM(3, 4, proj_size=2, norm="layer")
@@ -172,5 +223,7 @@ def test_errors():
         ns.nn.LSTM(3, 4)(torch.randn(2, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 3, 4)))
     with pytest.raises(ns.NormscopeError, match='choose "tanh"'):
         ns.nn.RNN(3, 4, nonlinearity="selu")
+    with pytest.raises(ns.NormscopeError, match=r"pass input.to\(torch.float32\), or convert"):
+        ns.nn.LSTM(3, 4, norm="layer")(torch.randn(2, 2, 3, dtype=F64))
     with pytest.raises(ns.NormscopeError, match="no sequence"):
         ns.nn.TemporalBatchNorm(3)(torch.randn(4, 3))

@@ -24,7 +24,7 @@ from normscope.norms.classes import LayerNorm, RMSNorm
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
 from normscope.norms.temporal import TemporalBatchNorm
-from normscope.terms.errors import ModelError, ShapeError
+from normscope.terms.errors import DataError, ModelError, ShapeError
 
 Inside = Literal["batch", "layer", "weight", "rms"]
 State = tuple[Tensor, ...]
@@ -69,6 +69,7 @@ class _Recurrent(nn.Module):
             )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        self._torchs()  # raises what torch's layer raises for these arguments
         self.norm, self.max_steps = norm, max_steps
         self.norms = nn.ModuleDict()
         rows = sum(self.parts) * hidden_size
@@ -82,6 +83,7 @@ class _Recurrent(nn.Module):
                 for place, width in self._places():
                     self.norms[place + suffix] = self._norm(width, device, dtype)
         self.reset_parameters()
+        self.flatten_parameters()
         if norm == "weight":
             for _, suffix in self._passes():
                 for name in ("weight_ih", "weight_hh"):
@@ -115,6 +117,7 @@ class _Recurrent(nn.Module):
 
         Raises:
             ShapeError: the input or the states do not fit the layer.
+            DataError: the input has another dtype than the weights.
         """
         if isinstance(input, Proxy):
             return leaf(self, input, hx)
@@ -127,6 +130,14 @@ class _Recurrent(nn.Module):
                 found={"input": tuple(input.shape), "input_size": self.input_size},
                 because="it reads (T, N, input_size), or (T, input_size) for one sequence",
                 do=f"pass {'(N, T' if self.batch_first else '(T, N'}, {self.input_size})",
+            )
+        dtype = self.weight_hh_l0.dtype
+        if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
+            raise DataError(
+                f"{type(self).__name__} was given an input of another dtype than its weights.",
+                found={"input": input.dtype, "weights": dtype},
+                because="a matrix product takes one dtype",
+                do=f"pass input.to({dtype}), or convert the layer: layer.to({input.dtype})",
             )
         batch = 0 if self.batch_first else 1
         x = input.unsqueeze(batch) if single else input
@@ -253,7 +264,23 @@ class _Recurrent(nn.Module):
         raise NotImplementedError
 
     def flatten_parameters(self) -> None:
-        """Nothing to do here; torch's layers have it."""
+        """Without a norm, lay the weights in one piece for cuDNN, as torch's layers do; else nothing."""
+        if self.norm is None and self.weight_ih_l0.is_cuda:
+            twin = self._torchs()
+            twin._flat_weights, *_ = self._settings()
+            twin.flatten_parameters()
+
+    def _torchs(self) -> nn.RNNBase:
+        """The layer of torch of the same sizes, without its weights."""
+        mode = "LSTM" if self.states > 1 else "GRU" if len(self.parts) > 1 else "RNN_TANH"
+        sizes = (self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first)
+        return nn.RNNBase(mode, *sizes, self.dropout, self.bidirectional, device="meta")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch's layers: weights that were moved are laid in one piece again."""
+        moved = super()._apply(fn, recurse)
+        self.flatten_parameters()
+        return moved
 
     def extra_repr(self) -> str:
         """The sizes, and what differs from torch's defaults."""
@@ -287,6 +314,8 @@ class LSTM(_Recurrent):
 
     Raises:
         ModelError: a projection, or an unknown norm.
+        ValueError: sizes that torch's layer refuses, in its words.
+        TypeError: arguments of a type that torch's layer refuses, in its words.
     """
 
     parts = (4,)
