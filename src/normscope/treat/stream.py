@@ -86,8 +86,8 @@ def _decided(measured: tuple[int, float, float, float, float], *, flat: bool) ->
     size, likeness, drift, likeness_noise, drift_noise = measured
     if drift > CERTAIN * drift_noise:
         return "GroupNorm+WS", (
-            f"the stream drifts (its halves lie {drift:.2f} deviations apart, noise {drift_noise:.2g}): kept statistics "
-            "fall behind, so a norm of single samples"
+            f"the stream drifts (its halves lie {drift:.2f} deviations apart, noise {drift_noise:.2g}): "
+            "kept statistics fall behind, so a norm of single samples"
         )
     if size > 1 and likeness > CERTAIN * likeness_noise:
         return "GroupNorm+WS", (
