@@ -24,7 +24,9 @@ def record(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "lint", "diagnose", "report", "explain", "rules", "norms"])
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "lint", "diagnose", "report", "live", "compare", "export", "explain", "rules", "norms"]
+)
 def test_every_command_has_help_with_an_example(command):
     done = normscope(command, "--help")
     assert done.returncode == 0

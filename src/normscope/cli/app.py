@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 import normscope
-from normscope.cli import claims, demo, diagnose, explain, lint, norms, report, rules, run_script, trial
+from normscope.cli import (
+    claims,
+    compare,
+    demo,
+    diagnose,
+    explain,
+    export,
+    lint,
+    live,
+    norms,
+    report,
+    rules,
+    run_script,
+    trial,
+)
 from normscope.terms.errors import NormscopeError
 
 app = typer.Typer(
@@ -27,6 +41,9 @@ app.command(name="lint")(lint.command)
 app.command(name="diagnose")(diagnose.command)
 app.command(name="trial")(trial.command)
 app.command(name="report")(report.command)
+app.command(name="live")(live.command)
+app.command(name="compare")(compare.command)
+app.command(name="export")(export.command)
 app.command(name="explain")(explain.command)
 app.command(name="rules")(rules.command)
 app.command(name="norms")(norms.command)

@@ -88,6 +88,11 @@ class Record:
         return sum(ended - started for started, ended, _ in self._ranks()[0].segments() if ended is not None)
 
     @property
+    def started(self) -> float:
+        """When recording began, seconds since 1970, UTC; 0 where nothing is recorded."""
+        return min((segment[0] for rank in self._ranks() for segment in rank.segments()), default=0.0)
+
+    @property
     def parts(self) -> tuple[Path, ...]:
         """The records in folders of this one, by name: one for each model of a script that trained several."""
         if os.path.isfile(self._where):
@@ -127,7 +132,8 @@ class Record:
                 ``weight_norm``, ``effective_learning_rate``, ``quantiles``, ``saturated``, ``internal_shift``,
                 ``external_shift``, ``internal_share``) or the name of a scalar.
             source: ``live``, ``probe`` or ``probe_eval``; the first of them that the site has when None.
-            steps: only these steps: numbers, or a slice of numbers (``slice(100, 200)``); all when None.
+            steps: only these steps: numbers, a slice of numbers (``slice(100, 200)``), or at most so many of them,
+                evenly; all when None.
 
         Raises:
             UnknownNameError: no such site, a quantity that is neither known nor in the record, or no such source.

@@ -11,8 +11,11 @@ import numpy as np
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
 
-Steps: TypeAlias = Iterable[int] | slice | None
-"""Which steps: numbers, a slice of numbers (``slice(100, 200)``, the end left out), or None for all."""
+Steps: TypeAlias = Iterable[int] | slice | int | None
+"""Which steps: numbers, a slice of numbers (``slice(100, 200)``, the end left out), at most so many, or None for all.
+
+A single number thins a series evenly, its first and its last step among them.
+"""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -67,6 +70,9 @@ def selected(there: Sequence[int], steps: Steps) -> list[int]:
     """
     if steps is None:
         return list(there)
+    if isinstance(steps, int):
+        count = min(steps, len(there))
+        return [there[-1 - round(back * (len(there) - 1) / max(1, count - 1))] for back in reversed(range(count))]
     if isinstance(steps, slice):
         start, stop = steps.start or 0, float("inf") if steps.stop is None else steps.stop
         return [step for step in there if start <= step < stop][:: steps.step or 1]

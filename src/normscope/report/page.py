@@ -31,6 +31,11 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
         UnknownNameError: the report does not speak `lang`.
         MissingExtraError: altair or vl-convert is not installed.
     """
+    return save(tree(record, diagnosis, lang=lang), out)
+
+
+def save(told: Page, out: str | PathLike[str]) -> Path:
+    """Write a tree of parts as one HTML file, as `write` does, with the same errors."""
     path = Path(out)
     if path.is_dir():
         raise DataError(
@@ -39,9 +44,9 @@ def write(record: Record, diagnosis: Diagnosis, out: str | PathLike[str], *, lan
             because="the report is one HTML file",
             do=f"give a file, such as `{path / 'report.html'}`",
         )
-    told = html.paint(tree(record, diagnosis, lang=lang))
+    text = html.paint(told)
     try:
-        _put(path, told)
+        _put(path, text)
     except OSError as error:
         raise DataError(
             "A report was to be written where no file can be.",

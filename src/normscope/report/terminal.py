@@ -40,6 +40,7 @@ from normscope.report.parts import (
     Values,
     visible,
 )
+from normscope.report.quantities import spans_decades
 from normscope.report.thin import thin
 from normscope.report.words import Words, load
 from normscope.terms.finding import Diagnosis
@@ -120,7 +121,7 @@ def _part(part: Part, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Section, brush: Brush) -> list[str]:
-    lines = [brush.lit(part.heading, "heading"), "─" * min(_columns(part.heading), brush.width)]
+    lines = [brush.lit(part.heading, "heading"), "─" * min(columns_of(part.heading), brush.width)]
     for place, inner in enumerate(part.parts):
         lines += ([""] if place else []) + _part(inner, brush)
     return lines
@@ -138,23 +139,21 @@ def _(part: Code, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Facts, brush: Brush) -> list[str]:
-    name_width = min(max((_columns(name) for name, _ in part.rows), default=0), brush.width // 3)
+    name_width = min(max((columns_of(name) for name, _ in part.rows), default=0), brush.width // 3)
     lines = []
     for name, value in part.rows:
         told = _wrap(visible(value), brush.width - name_width - 2) or [""]
-        lines += [f"{_fit(head, name_width)}  {line}" for head, line in zip([name] + [""] * len(told), told)]
+        lines += [f"{fit(head, name_width)}  {line}" for head, line in zip([name] + [""] * len(told), told)]
     return lines
 
 
 @_part.register
 def _(part: Table, brush: Brush) -> list[str]:
     rows = [part.columns, *part.rows]
-    widths = [max(_columns(visible(row[at])) for row in rows) for at in range(len(part.columns))]
+    widths = [max(columns_of(visible(row[at])) for row in rows) for at in range(len(part.columns))]
     while sum(widths) + 2 * (len(widths) - 1) > brush.width:
         widths[widths.index(max(widths))] -= 1
-    lines = [
-        "  ".join(_fit(row[at], widths[at], right=at in part.numeric) for at in range(len(widths))) for row in rows
-    ]
+    lines = ["  ".join(fit(row[at], widths[at], right=at in part.numeric) for at in range(len(widths))) for row in rows]
     return [lines[0], "─" * min(brush.width, sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
@@ -220,19 +219,19 @@ def _(part: Bands, brush: Brush) -> list[str]:
 
 @_part.register
 def _(part: Profile, brush: Brush) -> list[str]:
-    name_width = min(max(map(_columns, part.places), default=0), brush.width // 3)
+    name_width = min(max(map(columns_of, part.places), default=0), brush.width // 3)
     room = brush.width - name_width
     columns = thin(part.columns, max(1, room // (NUMBER + 2)))
     bar = min(room // len(columns) - NUMBER - 3, brush.width)
     scale = _scale([column.values for column in part.columns], part.x)
     lines = brush.wrapped(part.title)
     if len(part.columns) > 1:
-        heads = (f"  {_fit(column.group, max(bar + 1, 0) + NUMBER)}" for column in columns)
+        heads = (f"  {fit(column.group, max(bar + 1, 0) + NUMBER)}" for column in columns)
         lines.append(" " * name_width + "".join(heads))
     for depth, place in thin(tuple(enumerate(part.places)), 2 * ROWS):
         values = (column.values[depth] for column in columns)
-        cells = (f"  {_bar(value, bar, scale)}{_fit(amount(value, share=part.x.share), NUMBER)}" for value in values)
-        lines.append(f"{_tail(place, name_width)}{''.join(cells)}")
+        cells = (f"  {_bar(value, bar, scale)}{fit(amount(value, share=part.x.share), NUMBER)}" for value in values)
+        lines.append(f"{tail(place, name_width)}{''.join(cells)}")
     return [*lines, *_left_out(len(part.places), 2 * ROWS, brush), *_notes(part.note, brush)]
 
 
@@ -252,7 +251,7 @@ def _(part: Intervals, brush: Brush) -> list[str]:
 
 def _chart(title: str, note: str, rows: Sequence[tuple[str, Values]], axis: Axis, brush: Brush) -> list[str]:
     """A sentence, then a row of blocks for each name with its first and last value, all on one scale."""
-    name_width = min(max((_columns(visible(name)) for name, _ in rows), default=0), brush.width // 3)
+    name_width = min(max((columns_of(visible(name)) for name, _ in rows), default=0), brush.width // 3)
     room = max(8, brush.width - name_width - 26)
     scale = _scale([values for _, values in rows], axis)
     lines = brush.wrapped(title)
@@ -260,7 +259,7 @@ def _chart(title: str, note: str, rows: Sequence[tuple[str, Values]], axis: Axis
         finite = [value for value in values if value is not None]
         ends = f"{amount(finite[0], share=axis.share)} → {amount(finite[-1], share=axis.share)}" if finite else "–"
         lines.append(
-            f"{_tail(name, name_width)}  {_fit(_sparkline(values, room, scale), min(room, len(values)))}  {ends}"
+            f"{tail(name, name_width)}  {fit(_sparkline(values, room, scale), min(room, len(values)))}  {ends}"
         )
     return [*lines, *_left_out(len(rows), ROWS, brush), *_notes(note, brush)]
 
@@ -301,6 +300,16 @@ def _sparkline(values: Values, room: int, scale: _Scale) -> str:
     return "".join(_GAP if value is None else _BLOCKS[_level(value, scale)] for value in thin(values, room))
 
 
+def sparkline(values: Values, room: int, *, share: bool = False) -> str:
+    """`values` as one block each, at most `room` of them, on a scale of their own; a share's is from 0 to 1.
+
+    >>> sparkline((1.0, 2.0, None, 3.0), 8)
+    '▃▆·█'
+    """
+    shown = Axis("", share=share, log=not share and spans_decades([values]))
+    return _sparkline(values, room, _scale([values], shown))
+
+
 def _level(value: float, scale: _Scale) -> int:
     if scale.log and value <= 0:
         return 0
@@ -312,37 +321,37 @@ def _bar(value: float | None, room: int, scale: _Scale) -> str:
     if room < 1:
         return ""
     if value is None or (scale.log and value <= 0):
-        return _fit(_GAP, room + 1)
-    return _fit("█" * max(1, round(scale(value) * room)), room + 1)
+        return fit(_GAP, room + 1)
+    return fit("█" * max(1, round(scale(value) * room)), room + 1)
 
 
 # lines ----------------------------------------------------------------------------------------------------------------
 
 
-def _columns(text: str) -> int:
+def columns_of(text: str) -> int:
     """How many columns `text` takes: two for a Chinese character, none for a combining one.
 
-    >>> _columns("层 1")
+    >>> columns_of("层 1")
     4
     """
     return sum(2 if unicodedata.east_asian_width(sign) in "WF" else not unicodedata.combining(sign) for sign in text)
 
 
-def _fit(text: str, width: int, *, right: bool = False) -> str:
+def fit(text: str, width: int, *, right: bool = False) -> str:
     """`text` in exactly `width` columns, cut at the end."""
     text = visible(text)
-    if _columns(text) > width:
-        while text and _columns(text) > width - 1:
+    if columns_of(text) > width:
+        while text and columns_of(text) > width - 1:
             text = text[:-1]
         text += "…"
-    blank = " " * (width - _columns(text))
+    blank = " " * (width - columns_of(text))
     return blank + text if right else text + blank
 
 
-def _tail(text: str, width: int) -> str:
+def tail(text: str, width: int) -> str:
     """`text` in exactly `width` columns, cut at the beginning: the end of a path tells layers apart."""
     text = visible(text)
-    return _fit(text if _columns(text) <= width else "…" + text[1 - width :], width)
+    return fit(text if columns_of(text) <= width else "…" + text[1 - width :], width)
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
@@ -351,11 +360,11 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 def _wrap(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; Chinese breaks between any two characters, but not before a mark."""
-    if _columns(text) == len(text):
+    if columns_of(text) == len(text):
         return textwrap.wrap(text, max(width, 10), break_on_hyphens=False)
     lines, line = [], ""
     for piece in _PIECE.findall(text):
-        if line and _columns(line + piece) > width:
+        if line and columns_of(line + piece) > width:
             lines.append(line.rstrip())
             line = ""
         line += piece if line or not piece.isspace() else ""

@@ -52,7 +52,7 @@ def over_steps(run: Snapshot, diagnosis: Diagnosis, words: Words) -> Section:
     found = run.carriers
     maps = {
         quantity: chart
-        for quantity in ordered(quantity for quantity in found if quantity != "quantiles")
+        for quantity in ordered(name for name in found if name != "quantiles" and ":" not in name)
         if (chart := _heat_map(run, diagnosis, quantity, words))
     }
     if not maps:
