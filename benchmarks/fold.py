@@ -149,9 +149,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     rows = [measured(name, options.device) for name in CASES]
     about = (__doc__ or "").partition("    python")[0]
-    head = (
-        f"# Folding, {options.device}\n\nTorch {torch.__version__}, one thread, load {os.getloadavg()[0]:.1f}. {about}"
-    )
+    head = f"# Folding, {options.device}\n\nTorch {torch.__version__}, one thread, load {load:.1f}. {about}"
     names = "network | unfolded µs | folded µs | unfolded / folded | torch µs | torch / ours | torch's error | error"
     table = [f"| {names} | folds | refused | s to fold |", "| " + " | ".join(["---"] * 11) + " |", *rows]
     options.out.mkdir(parents=True, exist_ok=True)

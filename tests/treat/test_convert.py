@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import normscope as ns
 from normscope.anatomy.recognize import spec_of
@@ -236,3 +237,143 @@ def test_hooks_and_modes_go_along():
     treated = convert(model, "LayerNorm").model
     treated(torch.randn(2, 3, 9, 9))
     assert told == ["ran"] and not treated[1].training and treated[4].training
+
+
+def batch(n=8):
+    return torch.randn(n, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def test_group_norm_with_standardized_weights():
+    model, x = net(), batch()
+    treated = convert(model, "GroupNorm+WS", data=x)
+    standardized = [parametrize.is_parametrized(treated.model[place], "weight") for place in (0, 3, 6)]
+    assert standardized == [True] * 3 and spec_of(treated.model[1]).groups == 15
+    weight = treated.model[3].weight.flatten(1)
+    torch.testing.assert_close(weight.mean(1), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weight.var(1, correction=0), torch.ones(8), rtol=1e-2, atol=0)
+    assert treated.error == pytest.approx(difference(treated.model.eval()(x), model.eval()(x)), rel=1e-3)
+    assert [change.site for change in treated.changes] == ["1", "4", "7", "0", "3", "6"]
+    again = convert(treated.model, "GroupNorm+WS", data=x)
+    assert again.changes == () and again.skipped == () and again.preserves == "exact"
+    plain = convert(net(), "BatchNorm+WS")  # norms that are of the kind already keep; the weights change
+    assert [change.site for change in plain.changes] == ["0", "3", "6"] and plain.preserves == "nothing"
+
+
+class Fed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.point, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=4), nn.BatchNorm2d(4)
+        self.other = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        h = self.wide(x)
+        return self.norm(self.point(h)) + self.other(h) + h
+
+
+def test_weights_that_cannot_be_standardized_are_left_with_the_reason():
+    left = dict(convert(Fed(), "GroupNorm+WS", data=batch()).skipped)
+    assert left["point"] == "each of its rows is one weight, of which standardization leaves nothing"
+    assert left["wide"] == "its output also goes past the norm, where its scale counts"
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.BatchNorm1d(4))
+    assert "reparametrized already" in dict(convert(normed, "LayerNorm+WS").skipped)["0"]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda n: ns.nn.FrozenBatchNorm(n), nn.SyncBatchNorm])
+def test_the_removal_of_stored_statistics_is_exact_in_evaluation_mode(norm):
+    model, x = net(norm), batch()
+    treated = convert(model, "none")
+    assert treated.preserves == "exact" and len(treated.changes) == 3
+    assert treated.changes[0].after == "weight and bias of 30 channels"
+    assert difference(treated.model.eval()(x), copy.deepcopy(model).eval()(x)) < 1e-5
+    assert difference(treated.model.train()(x), treated.model.eval()(x)) < 1e-5  # nothing is measured any more
+    layer = nn.Sequential(nn.Linear(3, 4), learned(nn.LayerNorm(4)))
+    fit = convert(layer, "none", data=torch.randn(64, 3))
+    assert fit.preserves == "approximate" and fit.error > 0
+
+
+@pytest.mark.parametrize("to", ["BatchRenorm", "GhostBatchNorm", "SyncBatchNorm", "PopulationBatchNorm"])
+def test_norms_over_the_batch_convert_into_each_other_and_back_exactly(to):
+    model, x = net(), batch()
+    there = convert(model, to)
+    back = convert(there.model, "BatchNorm")
+    assert there.preserves == back.preserves == "exact" and len(there.changes) == len(back.changes) == 3
+    wanted = copy.deepcopy(model).eval()(x)
+    for one in (there, back):
+        assert difference(one.model.eval()(x), wanted) < 1e-6
+    state, returned = model.state_dict(), back.model.state_dict()
+    assert all(torch.equal(state[key], returned[key]) for key in state if "tracked" not in key)
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm writes it: a norm with its activation inside."""
+
+    def __init__(self, channels, act=nn.ReLU, drop=0.0):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(drop), act()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_an_activation_inside_the_norm_stays_inside():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), learned(NormAct(6)), nn.Conv2d(6, 4, 3)).eval()
+    x = batch(16)
+    frozen = convert(model, "FrozenBatchNorm")
+    assert frozen.preserves == "exact" and difference(frozen.model(x), model(x)) < 1e-6
+    grouped = convert(model, "GroupNorm", data=x)
+    assert spec_of(grouped.model[1]).activation == "relu" and (grouped.model[:2](x) >= 0).all()
+    assert grouped.error < 0.6 * convert(model, "GroupNorm").model(x).sub(model(x)).std() / model(x).std()
+    norm = grouped.model[1]
+    before = copy.deepcopy(norm)
+    before.spec = norm.spec.but(activation=None)
+    hidden = model[0](x).detach()
+    bare = nn.functional.batch_norm(
+        hidden, model[1].running_mean, model[1].running_var, model[1].weight, model[1].bias, eps=model[1].eps
+    )
+    rest = bare - before(hidden)  # least squares leave nothing that a weight or a bias could take up
+    assert rest.mean((0, 2, 3)).abs().max() < 1e-4
+    gone = convert(model, "none")
+    assert gone.preserves == "exact" and difference(gone.model(x), model(x)) < 1e-5
+    leaky = nn.Sequential(nn.Conv2d(3, 6, 3), learned(NormAct(6, lambda: nn.LeakyReLU(0.3))))
+    assert "is not leaky_relu as torch computes it by default" in convert(leaky, "GroupNorm").skipped[0][1]
+    dropping = nn.Sequential(nn.Conv2d(3, 6, 3), learned(NormAct(6, drop=0.2)))
+    assert "it holds a dropout (`drop`)" in convert(dropping, "GroupNorm").skipped[0][1]
+
+
+def test_a_layer_norm_over_several_axes_gets_a_weight_for_each_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LayerNorm((6, 7, 7)), nn.ReLU()).eval()
+    with torch.no_grad():  # of a channel each, so that nothing is lost
+        model[1].weight.copy_(torch.rand(6, 1, 1) + 0.5)
+        model[1].bias.copy_(torch.randn(6, 1, 1))
+    x = batch()
+    treated = convert(model, CATALOG["GroupNorm"].but(groups=1, eps=1e-6), data=x)
+    assert treated.error < 1e-5 and treated.model[1].weight.shape == (6,)
+    nn.init.normal_(model[1].weight)
+    rough = convert(model, "BatchNorm", data=x)
+    assert rough.changes and 0.1 < rough.error < 2
+
+
+def test_an_optimizer_goes_along_with_its_state():
+    model, x = net(), batch()
+    optimizer = torch.optim.Adam([{"params": model[:3].parameters(), "lr": 0.1}, {"params": model[3:].parameters()}])
+    model(x).square().mean().backward()
+    optimizer.step()
+    treated = convert(model, "GroupNorm+WS")
+    assert treated.parameters["0.weight"] == "0.parametrizations.weight.original"
+    assert treated.parameters["1.weight"] == "1.weight" and len(treated.parameters) == 12
+    carried = treated.carry(optimizer, model)
+    now = dict(treated.model.named_parameters())
+    for old, parameter in model.named_parameters():
+        new = now[treated.parameters[old]]
+        assert torch.equal(carried.state[new]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+        assert carried.state[new]["exp_avg"] is not optimizer.state[parameter]["exp_avg"]
+    assert [group["lr"] for group in carried.param_groups] == [0.1, 0.001]
+    assert [len(group["params"]) for group in carried.param_groups] == [4, 8]
+    treated.model(x).square().mean().backward()
+    carried.step()
+    before = dict(model.named_parameters())
+    inplace = ns.treat(model, ns.Prescription("remove_bias"), inplace=True)
+    assert [name for name, new in inplace.parameters.items() if new is None] == ["0.bias", "3.bias", "6.bias"]
+    assert len(inplace.carry(optimizer, before).state) == 9
