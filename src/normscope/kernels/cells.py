@@ -76,6 +76,16 @@ def cells(x: Tensor, spec: NormSpec) -> Cells:
     return Cells(axis, groups, channels, tuple(dims), x.ndim + 1)
 
 
+def each(values: Tensor, statistic: Tensor, view: Cells) -> Tensor:
+    """One value a channel (C,), once a sample of `statistic` (N, …), shaped to meet the split tensor.
+
+    The gradient of what was spread over samples and positions is summed over the positions first, which are neighbours
+    in memory, and only then over the samples: several times faster than over both at once.
+    """
+    along = view.along_channels(values)
+    return along.expand(statistic.shape[0], *along.shape[1:])
+
+
 def ungroupable(channels: int, groups: int) -> ShapeError:
     """The error for `channels` that do not split into `groups`."""
     divisors = [str(number) for number in range(1, channels + 1) if channels % number == 0]

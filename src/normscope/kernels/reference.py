@@ -84,6 +84,14 @@ def measure(x: Tensor, spec: NormSpec, mask: Tensor | None = None) -> Statistics
     return Statistics(mean, _spread(deviation, view, spec, share), count)
 
 
+def merged(parts: Statistics, *dims: int) -> Statistics:
+    """The statistics of the cells of all `parts` along `dims`, which hold equally many (Chan et al. 1979)."""
+    mean = parts.mean.mean(dims, keepdim=True)
+    between = (parts.mean - mean).square().mean(dims, keepdim=True)
+    number = math.prod([parts.mean.shape[dim] for dim in dims])
+    return Statistics(mean, parts.var.mean(dims, keepdim=True) + between, parts.size * number)
+
+
 def _central(spec: NormSpec) -> bool:
     return spec.scale != "rms" and (spec.center or spec.scale == "std")
 

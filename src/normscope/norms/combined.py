@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.kernels.cells import cells
-from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
+from normscope.kernels.cells import cells, each
+from normscope.kernels.reference import Statistics, measure, merged, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm, register_state
 from normscope.norms.sources import teach
@@ -47,15 +47,27 @@ class SwitchableNorm(nn.Module):
         """The normalized input."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
-        three = [measure(input, spec, mask) for spec in (self._instance, self._layer)] + [self._of_batch(input, mask)]
+        instance = measure(input, self._instance, mask)
+        three = [instance, self._of_layer(instance, input, mask), self._of_batch(instance, input, mask)]
         mean = sum(share * seen.mean for share, seen in zip(self.mean_weight.softmax(0), three, strict=True))
         var = sum(share * seen.var for share, seen in zip(self.var_weight.softmax(0), three, strict=True))
         assert isinstance(mean, Tensor) and isinstance(var, Tensor)
-        return scale_and_shift(input, self._batch, mean, root(var, self._batch), self.weight, self.bias, mask)
+        sigma = root(var, self._batch)
+        if mask is not None:
+            return scale_and_shift(input, self._batch, mean, sigma, self.weight, self.bias, mask)
+        view = cells(input, self._batch)
+        weight, bias = (each(wide(value), sigma, view) for value in (self.weight, self.bias))
+        return view.join(torch.addcmul(bias, view.split(wide(input)) - mean, weight / sigma)).to(input.dtype)
 
-    def _of_batch(self, input: Tensor, mask: Tensor | None) -> Statistics:
+    def _of_layer(self, instance: Statistics, input: Tensor, mask: Tensor | None) -> Statistics:
+        """Those of the channels together: merged (Luo et al. 2019, equation 4), for a mask counted again."""
+        if mask is not None:
+            return measure(input, self._layer, mask)
+        return merged(instance, cells(input, self._batch).axis)
+
+    def _of_batch(self, instance: Statistics, input: Tensor, mask: Tensor | None) -> Statistics:
         if self.training:
-            seen = measure(input, self._batch, mask)
+            seen = merged(instance, 0) if mask is None else measure(input, self._batch, mask)
             teach(dict(self.named_buffers()), self._batch, seen)
             return seen
         view = cells(input, self._batch)

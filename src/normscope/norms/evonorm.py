@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.kernels.cells import cells
-from normscope.kernels.reference import measure, root, wide
+from normscope.kernels.cells import cells, counted, each
+from normscope.kernels.reference import measure, merged, root, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import register_state
 from normscope.norms.sources import teach
 from normscope.terms.catalog import CATALOG
+from normscope.terms.spec import NormSpec
 
 
 class EvoNormB0(nn.Module):
@@ -39,24 +40,25 @@ class EvoNormB0(nn.Module):
         _register_affine(self, num_channels, device, dtype)
         register_state(self, self._over_batch, num_channels, device, dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The normalized and activated input."""
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The normalized and activated input; mask (N, *S), or lengths (N,): other cells pass unchanged."""
         if isinstance(input, Proxy):
-            return leaf(self, input)
+            return leaf(self, input, mask)
         view = cells(input, self._over_batch)
-        x = view.split(wide(input))
+        x, mask = _counted(view.split(wide(input)), input, self._over_batch, mask)
+        seen = measure(input, self._over_positions, mask)
         if self.training:
-            seen = measure(input, self._over_batch)
-            teach(dict(self.named_buffers()), self._over_batch, seen)
-            var = seen.var
+            batch = merged(seen, 0) if mask is None else measure(input, self._over_batch, mask)
+            teach(dict(self.named_buffers()), self._over_batch, batch)
+            var = batch.var
         else:
             var = view.along_channels(wide(self.get_buffer("running_var")))
-        sample = root(measure(input, self._over_positions).var, self._over_positions)
-        slope = view.along_channels(self.v) * x + sample
-        sigma = root(var, self._over_batch)
-        y = x / torch.where(slope > sigma, slope, sigma)  # as torch.maximum, whose gradient is slow
-        y = y * view.along_channels(self.weight) + view.along_channels(self.bias)
-        return view.join(y).to(input.dtype)
+        sample, floor = root(seen.var, self._over_positions), root(var, self._over_batch)
+        v, weight, bias = (each(wide(value), sample, view) for value in (self.v, self.weight, self.bias))
+        # max(v·x + sample, floor) as relu(v·x + sample − floor) + floor: two passes, and two back
+        sigma = torch.relu(torch.addcmul(sample - floor, x, v)) + floor.expand_as(sample)
+        y = view.join(torch.addcmul(bias, x / sigma, weight)).to(input.dtype)
+        return y if mask is None else torch.where(mask.unsqueeze(1), y, input)
 
 
 class EvoNormS0(nn.Module):
@@ -85,16 +87,24 @@ class EvoNormS0(nn.Module):
         cells(torch.empty(1, num_channels), self._over_group)
         _register_affine(self, num_channels, device, dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The normalized and activated input."""
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The normalized and activated input; mask (N, *S), or lengths (N,): other cells pass unchanged."""
         if isinstance(input, Proxy):
-            return leaf(self, input)
+            return leaf(self, input, mask)
         view = cells(input, self._over_group)
-        x = view.split(wide(input))
-        y = x * torch.sigmoid(view.along_channels(self.v) * x)
-        y = y / root(measure(input, self._over_group).var, self._over_group)
-        y = y * view.along_channels(self.weight) + view.along_channels(self.bias)
-        return view.join(y).to(input.dtype)
+        x, mask = _counted(view.split(wide(input)), input, self._over_group, mask)
+        sigma = root(measure(input, self._over_group, mask).var, self._over_group)
+        v, weight, bias = (each(wide(value), sigma, view) for value in (self.v, self.weight, self.bias))
+        y = view.join(torch.addcmul(bias, x * torch.sigmoid(v * x), weight / sigma)).to(input.dtype)
+        return y if mask is None else torch.where(mask.unsqueeze(1), y, input)
+
+
+def _counted(x: Tensor, input: Tensor, spec: NormSpec, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The split `x` with zeros where `mask`, now (N, *S), is False: what stands there must not reach the gradient."""
+    if mask is None:
+        return x, None
+    mask = counted(input, spec, mask)
+    return torch.where(mask[:, None, None], x, 0.0), mask
 
 
 def _register_affine(module: nn.Module, channels: int, device: Any, dtype: Any) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.kernels.cells import cells, counted
-from normscope.kernels.reference import measure, root, scale_and_shift
+from normscope.kernels.cells import cells, counted, each
+from normscope.kernels.reference import measure, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
 from normscope.terms.catalog import CATALOG
@@ -74,12 +74,23 @@ class FilterResponseNorm(Norm):
         var = measure(x, self.spec, mask).var
         if self.eps_learned is not None:
             var = var + cells(x, self.spec).along_channels(self.eps_learned.abs())
-        y = scale_and_shift(x, self.spec, None, root(var, self.spec), self.weight, self.bias, mask)
-        if self.tau is not None:
-            tau = self.tau.view(-1, *[1] * (x.ndim - 2)).to(y.dtype)
-            kept = torch.where(y > tau, y, tau)  # as torch.maximum, whose gradient is slow
-            y = kept if mask is None else torch.where(mask.unsqueeze(1), kept, y)
+        sigma = root(var, self.spec)
+        if mask is None:
+            y = self._above(x, sigma)
+        else:
+            y = scale_and_shift(x, self.spec, None, sigma, self.weight, self.bias, mask)
+            if self.tau is not None:
+                tau = self.tau.view(-1, *[1] * (x.ndim - 2)).to(y.dtype)
+                y = torch.where(mask.unsqueeze(1) & (y <= tau), tau, y)
         return y.squeeze(-1) if input.ndim == 2 else y
+
+    def _above(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``max(g · x/σ + b, τ)`` as ``relu(x · (g/σ) + b − τ) + τ``: two passes, and two back."""
+        view = cells(x, self.spec)
+        weight, bias = (each(wide(value), sigma, view) for value in (self.weight, self.bias) if value is not None)
+        tau = None if self.tau is None else each(wide(self.tau), sigma, view)
+        y = torch.addcmul(bias if tau is None else bias - tau, view.split(wide(x)), weight / sigma)
+        return view.join(y if tau is None else torch.relu(y) + tau).to(x.dtype)
 
 
 class LocalResponseNorm(nn.Module):
