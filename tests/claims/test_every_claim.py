@@ -10,8 +10,10 @@ from normscope.claims.bench import Bench
 from normscope.claims.decision import Decision
 from normscope.claims.outcomes import Outcome, Outcomes
 from normscope.claims.registry import claim, claims, explain
+from normscope.diagnose.engine import rules
 from normscope.report import charts
 from normscope.report.parts import Chart
+from normscope.terms.catalog import CATALOG
 from normscope.terms.datum import plain
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.verdict import Effect
@@ -41,6 +43,11 @@ def test_sentences_stand_in_both_languages(one):
     assert CHINESE.search(one.zh) and not CHINESE.search(one.en)
     assert one.en.endswith(".") and one.zh.endswith("。")
     assert one.protocol.endswith((".", ")"))
+
+
+def test_links_lead_to_rules_and_norms_that_exist(one):
+    norms = {*CATALOG, "weight_norm", "weight_standardization", "cosine"}
+    assert one.see and set(one.see) <= norms | {rule.code for rule in rules()}
 
 
 def test_the_decision_is_fixed_and_says_why(one):

@@ -41,6 +41,7 @@ class Claim(Datum):
         run: one run: a pure function of its case and the bench's data, with JSON values.
         weigh: effects by condition, larger where the sentence is truer; one condition ``""`` where there is only one.
         draw: the chart that shows it.
+        see: norms of the catalog and codes of rules that the sentence is about, the nearest first.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Claim(Datum):
     run: Callable[[Case, Bench], Mapping[str, Any]] = field(repr=False)
     weigh: Callable[[Outcomes], Mapping[str, Effect]] = field(repr=False)
     draw: Callable[[Outcomes], Chart] = field(repr=False)
+    see: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         faults = [f"no {name}" for name in ("en", "zh", "source", "protocol") if not getattr(self, name).strip()]

@@ -1,4 +1,4 @@
-"""The ledger as one self-contained HTML page: each claim with its verdict, effects, chart and protocol."""
+"""The ledger as one self-contained HTML page: figures, and each claim with its verdict, effects, chart and protocol."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from normscope import __version__
+from normscope.claims.figure import figures
 from normscope.claims.ledger import Row, interval
 from normscope.report import html
 from normscope.report.numbers import amount
-from normscope.report.parts import Labelled, Page, Paragraph, Part, Section, Table
+from normscope.report.parts import Card, Labelled, Page, Paragraph, Part, Section, Table
+from normscope.report.parts import Row as Pair
 from normscope.report.words import Words, load
 from normscope.terms.verdict import Verdict
 
@@ -26,7 +29,17 @@ _EN = {
     "verdict": "verdict",
     "condition": "condition",
     "effect": "effect",
+    "summary": "effect, or conditions where it holds",
     "interval": "interval",
+    "figures": "Figures",
+    "figure": "{said} Known from: {known}. Runs of claim {id}.",
+    "see": "See",
+    "kind.exact": "exact, float64",
+    "kind.measurement": "measurement",
+    "kind.training": "training",
+    "kind.figure": "figure",
+    "ran": "{n} runs, {seconds} CPU seconds, {day}",
+    "held": "{n}/{of}",
     "source": "source",
     "protocol": "protocol",
     "decision": "decision",
@@ -48,7 +61,17 @@ _ZH = {
     "verdict": "结论",
     "condition": "条件",
     "effect": "效应",
+    "summary": "效应，或成立的条件数",
     "interval": "区间",
+    "figures": "图",
+    "figure": "{said}原图见：{known}。数据来自论断 {id}。",
+    "see": "参见",
+    "kind.exact": "精确，float64",
+    "kind.measurement": "测量",
+    "kind.training": "训练",
+    "kind.figure": "图",
+    "ran": "{n} 次运行，{seconds} CPU 秒，{day}",
+    "held": "{n}/{of}",
     "source": "出处",
     "protocol": "做法",
     "decision": "判定",
@@ -62,6 +85,13 @@ _ZH = {
     f"verdict.{Verdict.FAILS}": "不成立",
     f"verdict.{Verdict.CONDITIONAL}": "有条件地成立",
     f"verdict.{Verdict.UNCLEAR}": "不能判定",
+}
+_DOCS = "https://normscope.readthedocs.io/en/latest"
+_TONES: dict[Verdict, Any] = {
+    Verdict.HOLDS: "good",
+    Verdict.CONDITIONAL: "warning",
+    Verdict.FAILS: "error",
+    Verdict.UNCLEAR: "note",
 }
 _WORDS = {"en": Words("en", _EN), "zh": Words("zh", _ZH)}
 
@@ -83,14 +113,17 @@ def write(rows: Sequence[Row], out: str | PathLike[str], *, lang: str = "en") ->
 
 
 def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
-    """The ledger as a tree of parts: an overview, then a section for each article."""
+    """The ledger as a tree of parts: an overview, the figures whose runs are there, then a section for each article."""
     shared = load(lang)
     words = _WORDS[lang]
     overview = Table(
-        (words("claim"), words("statement"), words("verdict")),
-        tuple((row.claim.id, row.claim.sentence(lang), _verdict(row, words)) for row in rows),
+        (words("claim"), words("statement"), words("verdict"), words("summary")),
+        tuple((row.claim.id, row.claim.sentence(lang), _verdict(row, words), _effect(row, words)) for row in rows),
     )
     sections = [Section("overview", words("overview"), (overview,))]
+    redrawn = _figures(rows, words)
+    if redrawn:
+        sections.append(Section("figures", words("figures"), redrawn))
     for number in dict.fromkeys(row.claim.id.partition(".")[0] for row in rows):
         own = tuple(entry(row, lang=lang) for row in rows if row.claim.id.startswith(f"{number}."))
         sections.append(Section(f"article-{number}", words("article", n=number), own))
@@ -105,17 +138,47 @@ def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
     )
 
 
-def entry(row: Row, *, lang: str = "en") -> Labelled:
-    """One claim: its verdict and sentence, its effects by condition, its chart, and how it was tested."""
+def _figures(rows: Sequence[Row], words: Words) -> tuple[Part, ...]:
+    """What was redrawn of the runs of these claims: a sentence, then its panels side by side."""
+    known = {row.claim.id: row for row in rows if row.ruling is not None}
+    parts: list[Part] = []
+    for figure in figures():
+        if figure.of not in known:
+            continue
+        said = figure.zh if words.lang == "zh" else figure.en
+        parts.append(Paragraph(words("figure", said=said, known=figure.known_from, id=figure.of)))
+        panels = list(figure.draw(known[figure.of].ran.outcomes).values())
+        parts += [Pair(tuple(panels[at : at + 2])) for at in range(0, len(panels), 2)]
+    return tuple(parts)
+
+
+def entry(row: Row, *, lang: str = "en") -> Card:
+    """One claim: its verdict and sentence, its chart, its effects by condition, and how it was tested."""
     words, claim, rule = _WORDS[lang], row.claim, row.claim.decision
     decided = words("rule", above=rule.holds_above, below=rule.fails_below, unit=rule.unit, reason=rule.reason)
     told = (("source", claim.source), ("protocol", claim.protocol), ("decision", decided))
-    how = tuple(Paragraph(words("colon", name=words(name), value=value), quiet=True) for name, value in told)
-    found: tuple[Part, ...] = (Paragraph(words("missing", n=row.ran.missing, id=claim.id)),)
-    if row.ruling is not None:
-        found = (_effects(row, words), claim.draw(row.ran.outcomes))
-    label = load(lang)("list.dot").join((claim.id, claim.kind, _verdict(row, words)))
-    return Labelled(label, (Paragraph(claim.sentence(lang)), *found, *how))
+    how = tuple(Labelled(words(name), (Paragraph(value, quiet=True),)) for name, value in told)
+    ran = row.ran
+    cost = words("ran", n=len(ran.outcomes), seconds=f"{ran.seconds:.1f}", day=ran.last)
+    missing = Paragraph(words("missing", n=ran.missing, id=claim.id))
+    return Card(
+        anchor=f"claim-{claim.id}",
+        severity=_TONES[row.ruling.verdict] if row.ruling else "note",
+        tag=_verdict(row, words),
+        code=claim.id,
+        heading=claim.sentence(lang),
+        aside=words(f"kind.{claim.kind}"),
+        lead=(Paragraph(cost, quiet=True),) if row.ruling else (missing,),
+        chart=claim.draw(ran.outcomes) if row.ruling else None,
+        cure=(_effects(row, words),) if row.ruling else (),
+        why=how,
+        links=tuple((f"{words('see')} {name}", _page_of(name)) for name in claim.see),
+    )
+
+
+def _page_of(name: str) -> str:
+    """The address of the page of a norm or a rule."""
+    return f"{_DOCS}/{'rules' if name.startswith('NS') else 'norms'}/{name}.md"
 
 
 def _effects(row: Row, words: Words) -> Table:
@@ -133,6 +196,16 @@ def _effects(row: Row, words: Words) -> Table:
         ),
         numeric=(2,),
     )
+
+
+def _effect(row: Row, words: Words) -> str:
+    """The effect where there is one; else in how many conditions the sentence holds."""
+    if row.ruling is None:
+        return ""
+    if len(row.effects) > 1:
+        return words("held", n=len(row.ruling.under(Verdict.HOLDS)), of=len(row.effects))
+    (effect,) = row.effects.values()
+    return f"{amount(effect.value)} {row.claim.decision.unit}"
 
 
 def _verdict(row: Row, words: Words) -> str:

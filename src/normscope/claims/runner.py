@@ -182,8 +182,11 @@ def _numbers(values: Any) -> Any:
 
 @cache
 def _text(module: str) -> list[str]:
-    """The text of what runs a job and of the shared files that it uses, as this process first saw it."""
-    own = _read(importlib.import_module(module).__file__)
+    """The text of what runs a job and of the shared files that it uses, as this process first saw it.
+
+    A claim's sentence and its rule stand last in its file; they change nothing of a run.
+    """
+    own = _read(importlib.import_module(module).__file__).partition("\nCLAIM = ")[0]
     names = (*_ALWAYS, *(name for name in _NAMED if f"{__package__}.{name} import" in own))
     return [own, *(_read(importlib.import_module(f"{__package__}.{name}").__file__) for name in names)]
 

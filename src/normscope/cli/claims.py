@@ -142,6 +142,40 @@ def report(
         typer.echo(str((markdown or out).resolve()))
 
 
+@app.command()
+def figures(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("figures"),
+    data: Data = "",
+    full: Full = False,
+    device: Device = "cpu",
+    cache: Cache = _CACHE,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Redraw the figures that people know from the outcomes in the cache, as SVG. Exit code 1 when runs are missing.
+
+    Example: normscope claims figures -o docs/images/claims
+    """
+    from normscope.claims import image, runner
+    from normscope.claims.bench import Bench
+    from normscope.claims.figure import figures
+    from normscope.claims.registry import claim
+
+    missing = False
+    out.mkdir(parents=True, exist_ok=True)
+    for figure in figures():
+        ran = runner.load(claim(figure.of), size=_size(full), bench=Bench(data, device), cache=cache)
+        if ran.missing:
+            missing = True
+            typer.echo(f"{figure.name}: {ran.missing} runs are missing; normscope claims run {figure.of}", err=True)
+            continue
+        for panel, chart in figure.draw(ran.outcomes).items():
+            file = out / f"{'-'.join([figure.name, *panel.split()])}.svg"
+            file.write_text(image.svg(chart), encoding="utf-8", newline="\n")
+            if not quiet:
+                typer.echo(str(file))
+    raise typer.Exit(1 if missing else 0)
+
+
 def _size(full: bool) -> str:
     return "full" if full else "quick"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from normscope.terms.finding import Severity
 
@@ -100,10 +101,10 @@ class Row(Part):
 
 @dataclass(frozen=True)
 class Card(Part):
-    """One finding. `links` are (label, anchor) of the findings that it causes or that cause it."""
+    """One finding, or one claim. `links` are (label, where): an anchor here, or an address that holds a slash."""
 
     anchor: str
-    severity: Severity
+    severity: Severity | Literal["good"]
     tag: str
     code: str
     heading: str

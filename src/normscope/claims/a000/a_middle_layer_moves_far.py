@@ -99,4 +99,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS204", "NS214"),
 )

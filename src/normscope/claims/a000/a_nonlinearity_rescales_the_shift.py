@@ -84,4 +84,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS204", "NS202"),
 )

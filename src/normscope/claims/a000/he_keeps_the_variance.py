@@ -85,4 +85,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS206", "NS118"),
 )

@@ -127,4 +127,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "NS204"),
 )

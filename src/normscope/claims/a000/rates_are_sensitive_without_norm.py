@@ -109,4 +109,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS210", "NS211", "NS207"),
 )

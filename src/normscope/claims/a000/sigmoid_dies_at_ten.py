@@ -92,4 +92,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS202", "NS201"),
 )

@@ -56,4 +56,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm",),
 )

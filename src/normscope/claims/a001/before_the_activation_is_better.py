@@ -79,4 +79,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "NS108"),
 )

@@ -83,4 +83,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "NS301", "NS303"),
 )

@@ -118,4 +118,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("DecorrelatedBatchNorm", "IterNorm", "NS209"),
 )

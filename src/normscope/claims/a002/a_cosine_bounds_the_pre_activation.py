@@ -60,4 +60,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("cosine", "weight_norm"),
 )

@@ -80,4 +80,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "NS301"),
 )

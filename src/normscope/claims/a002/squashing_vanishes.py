@@ -22,14 +22,15 @@ from normscope.terms.verdict import Effect
 
 DEPTH, WIDTH = 50, 64
 FUNCTIONS = ("sigmoid", "tanh", "relu", "leaky_relu")
+REMEDIES = ("none", "batch norm", "layer norm", "residual")  # the sentence is decided without any
 
 
 def cases(seeds: int) -> list[Case]:
-    """Random networks of each nonlinearity, with the gain made for it and with a gain of 1."""
+    """Random networks of each nonlinearity, with the gain made for it and with a gain of 1, and with each remedy."""
     return [
-        {"function": function, "gain": gain, "seed": seed}
+        {"function": function, "gain": gain, "remedy": remedy, "seed": seed}
         for function in FUNCTIONS
-        for gain in ("its own", "one")
+        for gain, remedy in (("its own", "none"), *(("one", remedy) for remedy in REMEDIES))
         for seed in range(seeds)
     ]
 
@@ -44,7 +45,7 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     for _ in range(DEPTH):
         weight = gain * torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=turns) / WIDTH**0.5
         sites.append((x @ weight.T).requires_grad_())
-        x = function(sites[-1])
+        x = function(_normalized(sites[-1], case["remedy"])) + (x if case["remedy"] == "residual" else 0)
     gradients = torch.autograd.grad((x * torch.randn(x.shape, dtype=x.dtype, generator=turns)).sum(), sites)
     norms = torch.stack([gradient.norm() for gradient in gradients])
     zero = torch.zeros((), requires_grad=True)
@@ -52,9 +53,16 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     return {"decades": (norms / norms[-1]).log10().tolist(), "at_zero": at_zero.item()}
 
 
+def _normalized(x: torch.Tensor, remedy: str) -> torch.Tensor:
+    if remedy not in ("batch norm", "layer norm"):
+        return x
+    axis = 0 if remedy == "batch norm" else 1
+    return (x - x.mean(axis, keepdim=True)) / (x.var(axis, correction=0, keepdim=True) + 1e-5).sqrt()
+
+
 def weigh(outcomes: Outcomes) -> dict[str, Effect]:
     """Decades lost over the depth for those that should vanish; two decades less what is lost or won for the others."""
-    effects = {}
+    effects, outcomes = {}, outcomes.where(remedy="none")
     for function in FUNCTIONS:
         for gain in outcomes.levels("gain"):
             ends = [row[0] for row in outcomes.where(function=function, gain=gain).column("decades")]
@@ -69,6 +77,7 @@ def weigh(outcomes: Outcomes) -> dict[str, Effect]:
 
 def draw(outcomes: Outcomes) -> Curves:
     """The gradient down the depth, one network of each kind."""
+    outcomes = outcomes.where(remedy="none")
     rows = [
         outcomes.where(function=function, gain=gain)[0] for function in FUNCTIONS for gain in outcomes.levels("gain")
     ]
@@ -97,4 +106,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS201", "NS202", "NS117"),
 )

@@ -131,4 +131,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("NS305",),
 )

@@ -103,4 +103,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("DecorrelatedBatchNorm", "IterNorm"),
 )

@@ -115,4 +115,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "LayerNorm", "GroupNorm", "NS203"),
 )

@@ -46,4 +46,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("GroupNorm", "weight_standardization", "BatchChannelNorm", "NS102"),
 )

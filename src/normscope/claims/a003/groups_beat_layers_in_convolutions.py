@@ -77,4 +77,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("GroupNorm", "LayerNorm", "NS114"),
 )

@@ -105,4 +105,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "GroupNorm", "weight_standardization", "NS102", "NS311"),
 )

@@ -90,4 +90,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("weight_norm", "BatchNorm"),
 )

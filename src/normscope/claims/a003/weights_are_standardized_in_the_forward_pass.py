@@ -81,4 +81,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("weight_standardization",),
 )

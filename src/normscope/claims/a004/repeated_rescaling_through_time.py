@@ -101,4 +101,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("TemporalBatchNorm", "NS311"),
 )

@@ -63,4 +63,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "BatchRenorm", "GroupNorm", "NS102", "NS304", "NS309"),
 )

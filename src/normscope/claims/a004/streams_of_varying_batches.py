@@ -98,4 +98,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "BatchRenorm", "OnlineNorm", "GroupNorm", "NS102", "NS305"),
 )

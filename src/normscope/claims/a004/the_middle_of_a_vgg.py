@@ -25,7 +25,7 @@ from normscope.terms.verdict import Effect
 
 NORMS = ("none", "BatchNorm")
 MIDDLE = {"VGG-16": range(4, 10), "six convolutions": range(2, 4)}
-SHOWN = (0.05, 0.5, 0.95)
+SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOOKS = 12
 
 
@@ -90,7 +90,9 @@ def draw(outcomes: Outcomes) -> Curves:
         row = outcomes.where(net="VGG-16", norm=norm)[0]
         steps = tuple(map(float, row["steps"]))
         curves += [
-            Curve(norm, steps, tuple(values), faint=level != 0.5) for level, values in zip(SHOWN, row["quantiles"])
+            Curve(norm, steps, tuple(values), faint=level != 0.5)
+            for level, values in zip(SHOWN, row["quantiles"])
+            if level in (0.05, 0.5, 0.95)
         ]
     return Curves(
         title="The eighth convolution of a VGG-16 on a fixed batch: median, and 5% and 95% (faint), one run of each.",
@@ -121,4 +123,5 @@ CLAIM = Claim(
     run=run,
     weigh=weigh,
     draw=draw,
+    see=("BatchNorm", "NS204"),
 )
