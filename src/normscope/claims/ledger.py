@@ -82,7 +82,7 @@ def markdown(rows: Iterable[Row]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     told += [
-        f"| [{row.claim.id}](#{_anchor(row)}) | {row.claim.en} | {row.claim.kind} | {row.verdict} | {row.summary} |"
+        f"| [{row.claim.id}](#{anchor(row)}) | {row.claim.en} | {row.claim.kind} | {row.verdict} | {row.summary} |"
         for row in rows
     ]
     for row in rows:
@@ -117,6 +117,6 @@ def interval(effect: Effect) -> str:
     return f"{amount(effect.low)} to {amount(effect.high)} ({effect.confidence:.0%}, {effect.method})"
 
 
-def _anchor(row: Row) -> str:
+def anchor(row: Row) -> str:
     """The anchor that Markdown gives the claim's heading."""
     return f"{row.claim.id} {row.claim.name}".lower().replace(".", "").replace(" ", "-")

@@ -117,6 +117,7 @@ def report(
     ids: Ids = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("claims.html"),
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown here, and no page.")] = None,
+    essay: Annotated[Path | None, typer.Option(help="Write the essay into this folder, and no page.")] = None,
     lang: Annotated[Literal["en", "zh"], typer.Option(help="The language of the page.")] = "en",
     data: Data = "",
     full: Full = False,
@@ -130,16 +131,21 @@ def report(
     """
     from normscope.claims import page
     from normscope.claims.bench import Bench
+    from normscope.claims.essay import essays
     from normscope.claims.ledger import ledger
     from normscope.claims.ledger import markdown as written
 
     rows = ledger(_chosen(ids), size=_size(full), bench=Bench(data, device), cache=cache)
-    if markdown is not None:
-        markdown.write_text(written(rows), encoding="utf-8", newline="\n")
-    else:
+    texts = {markdown: written(rows)} if markdown else {}
+    if essay is not None:
+        texts.update({essay / name: text for name, text in essays(rows).items()})
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8", newline="\n")
+    if not texts:
         page.write(rows, out, lang=lang)
     if not quiet:
-        typer.echo(str((markdown or out).resolve()))
+        for file in texts or (out,):
+            typer.echo(str(file.resolve()))
 
 
 @app.command()
