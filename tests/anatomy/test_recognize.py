@@ -1,5 +1,7 @@
 """`spec_of` and `role_of`: every norm of torch by its attributes, strangers by measurement, nothing by guessing."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from torch.nn.utils import parametrizations
 
 import normscope.nn as ours
 from normscope.anatomy.recognize import activation_of, kind_of, role_of, spec_of
+from normscope.anatomy.walk import sites
 from normscope.terms.activations import BY_CLASS
-from normscope.terms.catalog import CATALOG
+from normscope.terms.catalog import CATALOG, ENTRIES
 from normscope.terms.spec import NormSpec
 
 BATCH, LAYER, GROUP, INSTANCE, RMS = (
@@ -114,7 +117,6 @@ class NormConv(Holds):
         PreNorm(nn.LayerNorm(4)),
         PreNorm(nn.Identity()),
         NormConv(nn.Conv2d(4, 4, 1), nn.ReLU()),
-        nn.CrossMapLRN2d(3),
         nn.LSTM(2, 2),
     ],
     ids=lambda module: type(module).__name__,
@@ -379,6 +381,47 @@ def test_measuring_neither_calls_nor_copies_hooks():
         each.register_forward_hook(Hook())
         each.register_forward_pre_hook(Hook())
     assert spec_of(module) == BATCH.but(activation="silu")
+
+
+APART = [
+    ours.EvoNormB0(4),
+    ours.EvoNormS0(4, 2),
+    ours.SwitchableNorm(4),
+    ours.LocalResponseNorm(3),
+    ours.DynamicTanh(4),
+    ours.TemporalBatchNorm(4),
+    nn.LocalResponseNorm(3),
+    nn.CrossMapLRN2d(3),
+    type("EvoNorm2dS0", (nn.Module,), {"__module__": "timm.layers.evo_norm", "forward": lambda self, x: x})(),
+]
+
+
+@pytest.mark.parametrize("module", APART, ids=lambda module: f"{type(module).__module__}.{type(module).__name__}")
+def test_a_norm_that_no_description_says_is_a_norm_all_the_same(module):
+    derived = type("Mine", (type(module),), {})
+    other = type("Mine", (type(module),), {"forward": lambda self, x: x + 1})
+    module_of = copy.copy(module)
+    assert spec_of(module) is None and role_of(module) == "norm"
+    module_of.__class__ = derived
+    assert role_of(module_of) == "norm"
+    module_of.__class__ = other
+    assert role_of(module_of) == "other"
+
+
+def test_every_norm_of_the_catalog_is_a_site():
+    """A row with a description by itself, one without by its class, one made of others by its parts."""
+    model = nn.ModuleDict({name: ours.build(spec.but(groups=1), 4) for name, spec in CATALOG.items()})
+    assert [site.path for site in sites(model)] == list(CATALOG)
+    apart = nn.ModuleDict({type(module).__name__: module for module in APART})
+    assert [(site.role, site.spec, site.channel_axis) for site in sites(apart)] == [
+        ("norm", None, -1 if name in ("DynamicTanh", "TemporalBatchNorm") else 1) for name in apart
+    ]
+    both = nn.Sequential(ours.BatchChannelNorm(4, 2), ours.OnlineNorm(4))
+    assert [site.path for site in sites(both)] == ["0.over_batch", "0.over_groups", "1"]
+    assert {entry.name for entry in ENTRIES} - set(CATALOG) - set(apart) == {
+        "BatchChannelNorm",
+        *(entry.name for entry in ENTRIES if entry.name.islower()),  # functions that reparametrize weights
+    }
 
 
 # roles -------------------------------------------------------------------------------------------------------------

@@ -93,8 +93,9 @@ def test_frozen_models_copy_pickle_compile_and_load():
     assert twin[1].weight.requires_grad and not model[1].weight.requires_grad
 
 
-def test_it_reads_as_given_statistics_and_is_not_recalibrated():
-    model = net(nn.BatchNorm1d).eval()
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, ns.nn.BatchNorm1d])
+def test_it_reads_as_given_statistics_and_is_not_recalibrated(kind):
+    model = net(kind).eval()
     freeze(model, "1")
     assert spec_of(model[1]).train_from == "given"
     mean = model[1].running_mean.clone()

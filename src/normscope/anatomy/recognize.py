@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from normscope.anatomy.measure import measured
 from normscope.terms.activations import ACTIVATIONS, BY_CLASS, Activation, activation_named
-from normscope.terms.catalog import CATALOG
+from normscope.terms.catalog import CATALOG, ENTRIES
 from normscope.terms.site import Role
 from normscope.terms.spec import NormSpec
 
@@ -30,6 +30,17 @@ _SAID = {"GELU": "gelu", "Swish": "silu"}  # words in the names of classes outsi
 _PRODUCERS_ELSEWHERE = {
     "transformers.pytorch_utils.Conv1D",  # the linear layer of GPT-2
     *(f"normscope.norms.recurrent.{name}" for name in ("LSTM", "GRU", "RNN")),
+}
+# Norms whose formula no `NormSpec` can say: those of the catalog without one, by the part that they are made in, and
+# others by qualified name.
+_APART = {entry.name for entry in ENTRIES if entry.spec is None}
+_APART_IN = "normscope.norms."
+_APART_ELSEWHERE = {
+    "torch.nn.modules.normalization.LocalResponseNorm",
+    "torch.nn.modules.normalization.CrossMapLRN2d",
+    "timm.layers.filter_response_norm.FilterResponseNormTlu2d",
+    "timm.layers.split_batchnorm.SplitBatchNorm2d",
+    *(f"timm.layers.evo_norm.EvoNorm2d{of}" for of in ("B0", "B1", "B2", "S0", "S0a", "S1", "S1a", "S2", "S2a")),
 }
 
 
@@ -53,12 +64,24 @@ def spec_of(module: nn.Module) -> NormSpec | None:
 def role_of(module: nn.Module) -> Role:
     """What `module` does: ``norm``, ``producer`` (linear, convolution, recurrent, embedding, attention),
     ``activation``, or ``other``.
+
+    Some norms have a formula that no description says (EvoNorm, LocalResponseNorm): they are norms without a `spec_of`.
+    One that is made of described norms (BatchChannelNorm) is a container, and its parts are the norms.
     """
     if isinstance(module, _PRODUCERS) or any(_name(kind) in _PRODUCERS_ELSEWHERE for kind in type(module).__mro__):
         return "producer"
     if activation_of(module) is not None:
         return "activation"
-    return "norm" if spec_of(module) is not None else "other"
+    return "norm" if spec_of(module) is not None or _stands_apart(module) else "other"
+
+
+def _stands_apart(module: nn.Module) -> bool:
+    """Whether `module` is known as a norm of a formula of its own, or keeps the ``forward`` of one."""
+    for kind in type(module).__mro__:
+        if _name(kind) in _APART_ELSEWHERE or (kind.__name__ in _APART and kind.__module__.startswith(_APART_IN)):
+            own = type(module).forward is kind.forward
+            return own and all(spec_of(part) is None for part in module.children())
+    return False
 
 
 def activation_of(module: nn.Module | None) -> Activation | None:

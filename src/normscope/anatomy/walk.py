@@ -152,6 +152,7 @@ def _own_axis(site: Site, module: nn.Module, rank: int | None) -> int | None:
     if isinstance(module, nn.modules.conv._ConvNd):
         unbatched = rank == len(module.kernel_size) + 1
         return 0 if unbatched else 1
-    if site.spec is not None:
-        return 1 if site.spec.layout == "channels_first" and rank != 1 else -1
+    if site.role == "norm":
+        layout = site.spec.layout if site.spec is not None else getattr(module, "layout", "channels_first")
+        return 1 if layout == "channels_first" and rank != 1 else -1
     return -1 if site.role == "producer" else None

@@ -12,6 +12,7 @@ from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import Call, initial_state, run, teach
 from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import ShapeError
+from normscope.terms.spec import Layout
 
 
 class TemporalBatchNorm(nn.Module):
@@ -35,6 +36,7 @@ class TemporalBatchNorm(nn.Module):
         ShapeError: at a call, the input is no sequence of C features.
     """
 
+    layout: Layout = "channels_last"  # of its input, for those who look at sites
     weight: Tensor
     bias: Tensor | None
 

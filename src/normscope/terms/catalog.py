@@ -84,7 +84,7 @@ ENTRIES: tuple[Entry, ...] = (
         ),
         "Ioffe 2017, Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
         "Small or dependent batches, where training and inference must agree.",
-        "Activation checkpointing of the layer, and short trainings: it is BatchNorm for the first 5,000 batches.",
+        "Short trainings: it is BatchNorm for the first 5,000 batches.",
         build="normscope.nn.BatchRenorm",
     ),
     Entry(
@@ -108,7 +108,7 @@ ENTRIES: tuple[Entry, ...] = (
         _BATCH.but(train_from="online", infer_from="online", momentum=None, decay=(0.999, 0.99)),
         "Chiley et al. 2019, Online Normalization for Training Neural Networks",
         "Training one sample at a time, where BatchNorm would be right but for the batch.",
-        "Double backward, activation checkpointing, and samples in sorted order.",
+        "Double backward, masks, and samples in sorted order.",
         build="normscope.nn.OnlineNorm",
     ),
     Entry(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from normscope.anatomy.recognize import role_of, spec_of
+from normscope.anatomy.recognize import role_of
 from normscope.terms.errors import DataError
 
 _NORM = re.compile("norm|dynamic_?tanh|dyt|tlu", re.IGNORECASE)
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def _spared(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of `module` that are not to decay."""
-    if spec_of(module) is not None:
+    if role_of(module) == "norm":
         return list(module.parameters())
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, ParametrizationList):

@@ -56,7 +56,8 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
 
 def _combined(first: Call, second: Call) -> bool:
     """Over the batch, then over each sample: batch-channel normalization."""
-    over = [spec_of(call.module).over if call.module is not None else frozenset() for call in (first, second)]  # type: ignore[union-attr]
+    specs = [spec_of(call.module) if call.module is not None else None for call in (first, second)]
+    over = [spec.over if spec is not None else frozenset() for spec in specs]
     return "N" in over[0] and "N" not in over[1]
 
 

@@ -167,7 +167,8 @@ def _planned(
 ) -> _Plan | None:
     """The conversion of one norm; None when it is of the wanted kind already."""
     source = site.spec
-    assert source is not None
+    if source is None:
+        raise _Unfit("its formula is one that no description says")
     channels = _channels(module, source, fitting)
     spread = _has_positions(module, reached)
     spec = fitted(spec_named(to).but(weights=None), channels, source.layout, positions=spread)

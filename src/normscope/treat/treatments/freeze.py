@@ -117,11 +117,12 @@ def _kept(model: nn.Module, module: nn.Module) -> str | None:
 
 def _frozen(module: nn.Module) -> nn.Module:
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    frozen = _bare(type(module))
-    vars(frozen).update(vars(module), before={"learned": learned, "spec": vars(module).get("spec")})
+    frozen: Any = _bare(type(module))
+    own = getattr(module, "spec", None)
+    vars(frozen).update(vars(module), before={"learned": learned, "spec": own})
     spec = spec_of(module)
     if spec is not None:
-        vars(frozen)["spec"] = spec.but(train_from="given", infer_from="given") if _averages(spec) else spec
+        frozen.spec = spec.but(train_from="given", infer_from="given") if _averages(spec) else spec
     return frozen.requires_grad_(False)
 
 
@@ -130,10 +131,10 @@ def _averages(spec: NormSpec) -> bool:
 
 
 def _thawed(module: Frozen) -> nn.Module:
-    thawed = object.__new__(_base(module))
+    thawed: Any = object.__new__(_base(module))
     vars(thawed).update({name: value for name, value in vars(module).items() if name not in ("before", "spec")})
     if module.before["spec"] is not None:
-        vars(thawed)["spec"] = module.before["spec"]
+        thawed.spec = module.before["spec"]
     for parameter in module.before["learned"]:
         parameter.requires_grad_()
     return thawed
