@@ -192,22 +192,22 @@ SICK = {
         sgd(0.05),
         expected=("saturated_activation",),
     ),
-    "rate_too_large_for_tanh": Run(stack(nn.Tanh, 4), sgd(1.0), expected=("saturated_activation",)),
+    "rate_too_large_for_tanh": Run(stack(nn.Tanh, 4), sgd(1.0), expected=("rate_too_high",), cured=False),
     "sigmoid_stack": Run(stack(nn.Sigmoid, 10), sgd(0.05), expected=("poor_initialization",)),
     "weights_too_small": Run(stack(nn.ReLU, 12, start=gain(0.3)), adam(1e-3), expected=("poor_initialization",)),
     "weights_explode": Run(stack(nn.ReLU, 10, start=gain(8.0)), sgd(0.01), expected=("poor_initialization",)),
     "biases_too_low": Run(
         stack(nn.ReLU, 4, start=biased(-6.0)), sgd(0.05), expected=("dead_units", "poor_initialization")
     ),
-    "rate_kills_relu": Run(stack(nn.ReLU, 4), sgd(0.5), expected=("dead_units",), cured=False),
+    "rate_kills_relu": Run(stack(nn.ReLU, 4), sgd(0.5), expected=("rate_too_high", "dead_units"), cured=False),
     "momentum_too_small": Run(
-        convolutions(momentum=0.002), sgd(0.1), IMAGE, expected=("stale_running_stats",), cured=False
+        convolutions(momentum=0.002), sgd(0.1), IMAGE, expected=("unripe_running_stats",), cured=False
     ),
     "batch_of_three": Run(
-        stack(nn.ReLU, 3, norm=nn.BatchNorm1d), sgd(0.02), batch=3, expected=("train_eval_gap",), cured=False
+        stack(nn.ReLU, 3, norm=nn.BatchNorm1d), sgd(0.02), batch=3, expected=("noisy_batch_statistics",), cured=False
     ),
     "root_of_negatives": Run(Root, sgd(0.05), expected=("nonfinite_values",), cured=False),
-    "overflow": Run(stack(nn.ReLU, 3), sgd(1e12), expected=("nonfinite_values",), cured=False),
+    "overflow": Run(stack(nn.ReLU, 3), sgd(1e12), expected=("rate_too_high",), cured=False),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.options import FailOn, Format, Ignore, Select, print_diagnosis
+from normscope.cli.options import FailOn, Format, Ignore, Select, print_diagnosis, settled
 
 
 def command(
@@ -15,7 +15,7 @@ def command(
     form: Format = "text",
     select: Select = None,
     ignore: Ignore = None,
-    fail_on: FailOn = "error",
+    fail_on: FailOn = None,
 ) -> None:
     """Name what is wrong with a run, with the evidence and the cure. Exit code 1 when there are findings.
 
@@ -25,4 +25,4 @@ def command(
     from normscope.record.reader import Record
 
     record = Record(path)
-    print_diagnosis(diagnose(record, select=select, ignore=ignore, fail_on=fail_on), form, record)
+    print_diagnosis(diagnose(record, **settled(select, ignore, fail_on)), form, record)

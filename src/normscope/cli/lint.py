@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.options import FailOn, Format, Ignore, Select, print_diagnosis
+from normscope.cli.options import FailOn, Format, Ignore, Select, print_diagnosis, settled
 
 
 def command(
@@ -15,7 +15,7 @@ def command(
     form: Format = "text",
     select: Select = None,
     ignore: Ignore = None,
-    fail_on: FailOn = "error",
+    fail_on: FailOn = None,
 ) -> None:
     """Read a model at rest and name what will hurt. Exit code 1 when there are findings.
 
@@ -25,4 +25,4 @@ def command(
     from normscope.diagnose.engine import lint
 
     model = build(factory)
-    print_diagnosis(lint(model, batch_size=batch_size, select=select, ignore=ignore, fail_on=fail_on), form)
+    print_diagnosis(lint(model, batch_size=batch_size, **settled(select, ignore, fail_on)), form)

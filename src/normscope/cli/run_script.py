@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from normscope.watch.session import Watcher
 
 
 def command(
@@ -21,17 +25,38 @@ def command(
     every: Annotated[int | None, typer.Option(help="Sample each so many steps, instead of by the budget.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing beside the script.")] = False,
 ) -> None:
-    """Run a training script, unchanged, under watch. Its output, exit code and arguments are as without.
+    """Run a training script, unchanged, under watch, and say what was wrong with it when it ends, crashes or is
+    interrupted. Its output, exit code and arguments are as without.
 
     Example: normscope run --path runs/a train.py --epochs 3
     """
     from normscope.watch.script import run
 
     path = path or _fresh(Path("runs") / Path(script).stem)
-    code = run(script, args or [], path, budget=budget, every=every if every is not None else "auto")
+    code = run(
+        script,
+        args or [],
+        path,
+        budget=budget,
+        every=every if every is not None else "auto",
+        afterwards=None if quiet else _diagnosed,
+    )
     if not quiet:
         typer.echo(f"normscope: {_outcome(path)}", err=True)
     sys.exit(code)
+
+
+def _diagnosed(watchers: Sequence[Watcher]) -> None:
+    """Print what is wrong with each training that was watched, to where the script's own words are not."""
+    from normscope.cli.options import settled
+    from normscope.diagnose.engine import diagnose
+    from normscope.report import page, terminal
+
+    for watcher in watchers:
+        record = watcher.record
+        if len(record.steps):
+            found = diagnose(watcher, **settled(None, None, None))
+            typer.echo(terminal.paint(page.tree(record, found, whole=False)).rstrip("\n"), err=True)
 
 
 def _fresh(path: Path) -> Path:

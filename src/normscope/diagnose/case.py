@@ -43,6 +43,7 @@ class Case(Datum):
     record: Record = field(repr=False)
     experiment: Experiment | None = field(default=None, repr=False)
     _known: dict[tuple[str, int, str], Summary | None] = field(default_factory=dict, repr=False)
+    _missing: set[str] = field(default_factory=set, repr=False)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -165,11 +166,41 @@ class Case(Datum):
 
     def scalar(self, site: Site | None, quantity: str) -> Track:
         """A number that the watcher stored for a site, or for the whole run."""
+        if quantity in self._missing:
+            return Track.of((), ())
         try:
             series = self.record.series(site, quantity)
         except UnknownNameError:
+            if site is None or site.key in self._recorded:  # then it is the quantity that is nowhere in the record
+                self._missing.add(quantity)
             return Track.of((), ())
         return Track.of(series.steps, series.values)
+
+    def over(self, tensor: Site, quantity: str, source: str = "live") -> Track:
+        """A quantity that is derived from the summaries of one tensor, at every sampled step of one source."""
+        if tensor.key not in self._recorded:
+            return Track.of((), ())
+        series = self.record.series(tensor, quantity, source=source)
+        return Track.of(series.steps, series.values)
+
+    def root_mean_square(self, tensor: Site, source: str = "live") -> Track:
+        """The root mean square of a tensor over the steps."""
+        mean, std = (self.over(tensor, quantity, source) for quantity in ("mean", "std"))
+        return Track.of(mean.steps, np.hypot(mean.values, std.values)) if len(mean) == len(std) else mean
+
+    def parameters(self, path: str) -> tuple[Site, ...]:
+        """The trainable parameters of a module."""
+        return tuple(self._parameters.get(path, ()))
+
+    def moves(self, parameter: Site) -> Track:
+        """The root mean square of a parameter's updates; empty where the optimizer does not own it."""
+        return self.root_mean_square(parameter.at("update", parameter.name))
+
+    @cached_property
+    def answer(self) -> Site | None:
+        """The activation that ends the network; None where a layer or a norm does."""
+        last = self.sites[-1] if self.sites else None
+        return last if last is not None and last.role == "activation" else None
 
     def saturation(self, site: Site) -> Track:
         """The share of an activation's input that lies beyond its function's saturation points."""

@@ -39,7 +39,7 @@ NOTHING = 0.1
 SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
 
-_MEASURES = ("activation", "gradient", "dead", "eval_gap", "running_stat_error")
+_MEASURES = ("activation", "gradient", "dead", "eval_gap", "running_stat_error", "running_statistics")
 
 
 @runtime_checkable
@@ -165,7 +165,7 @@ class Experiment(Datum):
         return copy.deepcopy(replica.model)
 
 
-def tested(findings: Sequence[Finding], rules: Sequence[Rule], experiment: Experiment) -> list[Finding]:
+def tried(findings: Sequence[Finding], rules: Sequence[Rule], experiment: Experiment) -> list[Finding]:
     """The findings with what taking out their cause did to their symptom: their evidence, their rank, their advice.
 
     A cause without which less than a tenth of its own symptom goes away is named as a note at most.

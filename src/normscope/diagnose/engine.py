@@ -6,7 +6,9 @@ import difflib
 import importlib
 import pkgutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from importlib import metadata
 from os import PathLike
 from types import ModuleType
@@ -15,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from normscope.diagnose import rules as _place
 from normscope.diagnose.blueprint import Blueprint
 from normscope.diagnose.case import Case
-from normscope.diagnose.counterfactual import Experiment, Watched, explains, tested
+from normscope.diagnose.counterfactual import Experiment, Watched, explains, tried
 from normscope.diagnose.relations import causes_first, related
 from normscope.diagnose.rule import Rule
 from normscope.record.reader import Record
 from normscope.terms.errors import RecordError, UnknownNameError
-from normscope.terms.finding import SEVERITIES, Diagnosis, Fault, Severity
+from normscope.terms.finding import SEVERITIES, Diagnosis, Fault, Finding, Severity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +47,7 @@ def diagnose(
     optimizer: Optimizer | None = None,
     select: Selectors = None,
     ignore: Selectors = None,
+    per_site: Mapping[str, Selectors] | None = None,
     fail_on: Severity = "error",
 ) -> Diagnosis:
     """What is wrong with a run, from its record; also of a run in progress.
@@ -61,6 +64,7 @@ def diagnose(
         optimizer: the optimizer that trains the model, for causes that show in its steps.
         select: only these rules: codes (``"NS201"``), prefixes of codes (``"NS2"``) or names.
         ignore: not these rules.
+        per_site: pattern of module paths (as in `fnmatch`) → rules that are silent there.
         fail_on: the severity from which `Diagnosis.exit_code` is 1.
 
     Raises:
@@ -69,6 +73,7 @@ def diagnose(
     """
     found, faults = _find()
     chosen = _choose(found, select, ignore)
+    silent = {pattern: _matching(found, codes or ()) for pattern, codes in (per_site or {}).items()}
     _check_severity(fail_on)
     if isinstance(record_or_path, Watched):
         watched, record_or_path = record_or_path, record_or_path.record
@@ -82,7 +87,7 @@ def diagnose(
     subjects: dict[str, Any] = {"record": case}
     if model is not None:
         subjects["model"] = Blueprint(model, batch_size=case.batch_size, optimizer=optimizer, trained=True)
-    return _examine(subjects, chosen, found, faults, subject=str(record.path), fail_on=fail_on)
+    return _examine(subjects, chosen, found, faults, silent=silent, subject=str(record.path), fail_on=fail_on)
 
 
 def lint(
@@ -93,6 +98,7 @@ def lint(
     batch_size: int | None = None,
     select: Selectors = None,
     ignore: Selectors = None,
+    per_site: Mapping[str, Selectors] | None = None,
     fail_on: Severity = "error",
 ) -> Diagnosis:
     """What is wrong with a model at rest.
@@ -105,6 +111,7 @@ def lint(
         batch_size: the batch size per device that training will use; the example's when left out.
         select: only these rules: codes, prefixes of codes or names.
         ignore: not these rules.
+        per_site: pattern of module paths (as in `fnmatch`) → rules that are silent there.
         fail_on: the severity from which `Diagnosis.exit_code` is 1.
 
     Raises:
@@ -114,11 +121,13 @@ def lint(
     """
     found, faults = _find()
     chosen = _choose(found, select, ignore)
+    silent = {pattern: _matching(found, codes or ()) for pattern, codes in (per_site or {}).items()}
     _check_severity(fail_on)
     blueprint = Blueprint(model, example, optimizer, batch_size)
     if example is not None:
         _ = blueprint.flow  # run it before the rules, whose errors become faults
-    return _examine({"model": blueprint}, chosen, found, faults, subject=type(model).__name__, fail_on=fail_on)
+    subject = type(model).__name__
+    return _examine({"model": blueprint}, chosen, found, faults, silent=silent, subject=subject, fail_on=fail_on)
 
 
 def rules() -> tuple[Rule, ...]:
@@ -186,6 +195,7 @@ def _examine(
     found: Sequence[Rule],
     faults: Sequence[Fault],
     *,
+    silent: Mapping[str, set[str]],
     subject: str,
     fail_on: Severity,
 ) -> Diagnosis:
@@ -195,13 +205,13 @@ def _examine(
             continue
         ran.append(one.code)
         try:
-            findings.extend(one.check(subjects[one.reads]))
+            findings.extend(kept for told in one.check(subjects[one.reads]) for kept in _heard(told, silent))
         except Exception as error:  # a rule that fails must not silence the others
             broken.append(Fault(one.code, f"{type(error).__name__}: {error}"))
     case: Case | None = subjects.get("record")
     experiment = case.experiment if case else None
     if experiment is not None:
-        findings = tested(findings, found, experiment)
+        findings = tried(findings, found, experiment)
     linked = related(
         findings,
         found,
@@ -210,6 +220,14 @@ def _examine(
     )
     basis = "" if case is None else _BASIS[experiment is not None]
     return Diagnosis(causes_first(linked), tuple(ran), tuple(broken), subject, fail_on, basis)
+
+
+def _heard(finding: Finding, silent: Mapping[str, set[str]]) -> Iterator[Finding]:
+    """The finding without the sites at which its rule is to be silent; nothing when none is left."""
+    patterns = [pattern for pattern, codes in silent.items() if finding.code in codes]
+    sites = tuple(site for site in finding.sites if not any(fnmatchcase(site, pattern) for pattern in patterns))
+    if sites or not finding.sites:
+        yield finding if sites == finding.sites else replace(finding, sites=sites)
 
 
 def _find() -> tuple[tuple[Rule, ...], tuple[Fault, ...]]:

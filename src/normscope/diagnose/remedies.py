@@ -87,6 +87,32 @@ def reinitialize(case: Case, activations: Sequence[Site]) -> Prescription | None
     )
 
 
+def without_batch(case: Case) -> Prescription:
+    """A normalization of each sample in the place of every norm over the batch."""
+    norms = [norm for norm in case.norms if norm.spec and "N" in norm.spec.over]
+    maps = any(norm.kind.endswith(("2d", "3d")) for norm in norms)
+    to, typed = ("GroupNorm", "nn.GroupNorm(32, channels)") if maps else ("LayerNorm", "nn.LayerNorm(features)")
+    sites = tuple(dict.fromkeys(norm.path for norm in norms))
+    return Prescription(
+        "convert",
+        sites,
+        {"to": to},
+        words=f"replace the batch normalization in {few(sites)} by `{typed}`",
+        reason="its statistics come from each sample alone, in both modes",
+    )
+
+
+def recalibrate(reason: str, sites: tuple[str, ...] = ()) -> Prescription:
+    """Take the running statistics anew: of all norms, or of those at `sites`."""
+    return Prescription(
+        "recalibrate",
+        sites,
+        words="run some hundred training batches through the model to take the statistics anew: "
+        "`normscope.recalibrate(model, batches)`",
+        reason=reason,
+    )
+
+
 def advice(words: str, reason: str = "") -> Prescription:
     """What the user alone can do, outside the model."""
     return Prescription("", words=words, reason=reason)

@@ -24,6 +24,14 @@ class Threshold(Datum):
     source: str
     unit: str = ""
 
+    def evidence(
+        self, quantity: str, value: float, steps: Iterable[int] = (), per_site: Iterable[tuple[str, float]] = ()
+    ) -> Evidence:
+        """The measurement of `value` against this threshold; `per_site` worst first."""
+        told = tuple((site, float(one)) for site, one in per_site)
+        measured = tuple(int(step) for step in steps)
+        return Evidence(quantity, float(value), self.value, measured, self.unit, self.source, told)
+
 
 class Example(Protocol):
     """A subject on which a rule must speak, or must be silent; `sites` are the paths it must name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class Scene(Datum):
         steps: optimizer steps.
         batch: samples in a step; the first batch of the data is the probe.
         every: each so many steps are sampled.
+        loss: compares the output with the labels.
+        sorted: whether batches come in the order of the labels, instead of at random.
+        clear: whether gradients are cleared before each step.
+        probes: which measures of the fixed batch are taken; the usual ones when None.
         seed: of the one random state behind all of it.
     """
 
@@ -62,6 +67,10 @@ class Scene(Datum):
     steps: int = 40
     batch: int = 32
     every: int = 4
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    sorted: bool = False
+    clear: bool = True
+    probes: tuple[str, ...] | None = None
     seed: int = 0
 
     def record(self, path: str | PathLike[str]) -> Record:
@@ -74,10 +83,12 @@ class Scene(Datum):
             model = self.build()
             optimizer = self.optimizer([one for one in model.parameters() if one.requires_grad])
             probe = inputs[: self.batch], labels[: self.batch]
-            with watch(model, optimizer, path, probe=probe, loss_fn=cross_entropy, every=self.every) as watcher:
-                for chosen in self._batches(len(inputs)):
-                    optimizer.zero_grad()
-                    loss = cross_entropy(model(inputs[chosen]), labels[chosen])
+            options: dict[str, Any] = {"loss_fn": self.loss, "every": self.every, "probes": self.probes}
+            with watch(model, optimizer, path, probe=probe, **options) as watcher:
+                for chosen in self._batches(labels):
+                    if self.clear:
+                        optimizer.zero_grad()
+                    loss = self.loss(model(inputs[chosen]), labels[chosen])
                     loss.backward()
                     optimizer.step()
                     watcher.loss(loss.item())
@@ -87,6 +98,10 @@ class Scene(Datum):
         """The case of a record written to `folder`."""
         return Case(self.record(folder))
 
-    def _batches(self, samples: int) -> Iterator[Tensor]:
-        for _ in range(self.steps):
-            yield torch.randint(samples, (self.batch,))
+    def _batches(self, labels: Tensor) -> Iterator[Tensor]:
+        order = labels.flatten().argsort() if self.sorted else None
+        for step in range(self.steps):
+            if order is None:
+                yield torch.randint(len(labels), (self.batch,))
+            else:
+                yield order[torch.arange(step * self.batch, (step + 1) * self.batch) % len(labels)]

@@ -94,6 +94,13 @@ def _grown(look: Look) -> float:
     return abs(log(max(sizes[-1], LEAST) / max(sizes[0], LEAST))) if len(sizes) > 1 else nan
 
 
+def _symmetric(look: Look) -> float:
+    """The share of the layers before the last whose units all have the same deviation."""
+    layers = [summary.channels for _, summary in look.seen("producer")][:-1]
+    wide = [one for one in layers if one is not None and one.std.size > 1]
+    return _mean(float(np.ptp(one.std) <= 1e-4 * np.sqrt(np.mean(one.var + one.mean**2))) for one in wide)
+
+
 def _starved(look: Look) -> float:
     """By how many e-folds the first layers get less gradient than those behind them, relative to their output."""
     return -log(max(starved(_relative_gradients(look)), LEAST))
@@ -132,6 +139,11 @@ def _off(look: Look) -> float:
     return max((value for (_, name), value in look.scalars.items() if name == "running_stat_error"), default=nan)
 
 
+def _broken(look: Look) -> float:
+    """The largest share of channels with unusable running statistics in a norm."""
+    return max((value for (_, name), value in look.scalars.items() if name == "running_broken"), default=nan)
+
+
 def _unlike(look: Look) -> float:
     """By how many e-folds the signal dies or explodes along depth, whichever is worse."""
     return max((one for one in (_alike(look), _grown(look)) if isfinite(one)), default=nan)
@@ -153,6 +165,8 @@ SYMPTOMS: Mapping[str, Symptom] = MappingProxyType(
         "saturated": Symptom("share of saturated pre-activations", _saturated, 0.1),
         "dead": Symptom("share of dead units", _dead, 0.1),
         "unlike": Symptom("change of the signal along depth in e-folds", _unlike, 2.0),
+        "symmetry": Symptom("share of layers whose units are the same", _symmetric, 0.1),
+        "running_broken": Symptom("share of unusable running statistics", _broken, 1e-9),
         "starved": Symptom("shortage of gradient in the first layers in e-folds", _starved, 2.0),
         "flooded": Symptom("excess of gradient in the first layers in e-folds", _flooded, 2.0),
         "eval_gap": Symptom("gap between the modes in deviations", _gap, 0.1),

@@ -104,6 +104,8 @@ class FixedBatch:
         if batch is not None and self._compares:
             with _apart(self._replica.model, None, self._seed), suppress(ModelError):  # one sample more or less
                 self._observed(view, "batch", None, batch)
+        if batch is not None:
+            self._show_data(batch)
         readings: list[Reading] = [] if loss is None else [Scalar(None, "probe_loss", loss)]
         for measure in self._measures:
             readings += measure.tell(view)
@@ -192,6 +194,19 @@ class FixedBatch:
             measure.see(sight)
         if mode != "batch" and site.what != "statistic":
             view.summaries[mode, site.key] = Distribution(site, mode, sight.summary)
+
+    def _show_data(self, batch: Probe) -> None:
+        """Let the measures that compare batches see the data themselves, at the input of the whole model."""
+        modes: tuple[tuple[Mode, Probe], ...] = (("probe", self.probe), ("batch", batch))
+        for mode, given in modes:
+            tensor = first_tensor((given.args, given.kwargs))
+            values = readable(tensor)
+            if values is None or tensor is None or values.ndim < 2 or not values.is_floating_point():
+                continue
+            site = Site("", "input", channel_axis=1 if values.ndim > 3 else values.ndim - 1)
+            for measure in self._measures:
+                if measure.compares_batches:
+                    measure.see(Sight(site, mode, values))
 
     def _observed(self, view: View, mode: Mode, pending: _Pending | None, batch: Probe | None = None) -> Any:
         running = root_of(self._replica.model, self.sites)  # the site that was entered last

@@ -8,14 +8,14 @@ import io
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from normscope.terms.errors import RecordError
 from normscope.watch.discovery import Discovery
-from normscope.watch.session import Every
+from normscope.watch.session import Every, Watcher
 
 INTERRUPTED = 130  # what a shell reports of a process that an interrupt ended
 
@@ -27,6 +27,7 @@ def run(
     *,
     budget: float = 0.01,
     every: Every = "auto",
+    afterwards: Callable[[Sequence[Watcher]], object] | None = None,
 ) -> int:
     """Run `script` as ``python script args…`` would, with every training in it watched; its exit code.
 
@@ -39,6 +40,8 @@ def run(
         path: the run directory; several models have a folder each below it (see `Discovery`).
         budget: the share of the run's time that watching may take.
         every: when to sample, as in `watch`.
+        afterwards: called with what was watched when the script has ended, crashed or been interrupted, and its own
+            last words are out; the records are complete, and what it raises reaches nobody.
 
     Raises:
         RecordError: `path` is a file.
@@ -58,11 +61,21 @@ def run(
         return 2
     with _as_main(os.fspath(script), args) as names, Discovery(path, budget=budget, every=every) as discovery:
         error = _outcome(source, os.fspath(script), names)
-        if error is None or isinstance(error, SystemExit):
-            return _exit_code(error.code if error is not None else None)
-        discovery.crashed(error)
+        ended = error is None or isinstance(error, SystemExit)
+        if error is not None and not ended:
+            discovery.crashed(error)
+    code = _exit_code(getattr(error, "code", None)) if ended else _told(error)
+    if afterwards is not None:
+        with suppress(Exception, KeyboardInterrupt):
+            afterwards(discovery.watchers)
+    return code
+
+
+def _told(error: BaseException | None) -> int:
+    """Print what the script did not catch as Python prints it; the exit code."""
     sys.stdout.flush()
-    sys.excepthook(type(error), error, error.__traceback__)
+    if error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 

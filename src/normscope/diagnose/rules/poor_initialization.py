@@ -92,7 +92,7 @@ def _dying(case: Case) -> Iterator[Finding]:
 def _exploding(case: Case) -> Iterator[Finding]:
     magnitude = case.magnitude
     flood = magnitude.flood()  # first over last
-    if not len(flood) or not flood.values[0] < 1 / EXPLODED.value:
+    if not len(flood) or not 0 < flood.values[0] < 1 / EXPLODED.value or not magnitude.values[0, 0] > 0:
         return
     growth = magnitude.values[:, 0] / magnitude.values[0, 0]
     layers = tuple(path for path, ratio in zip(magnitude.paths, growth) if ratio > EXPLODED.value)

@@ -34,7 +34,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy, one_hot
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
@@ -119,13 +120,22 @@ def _tanh_stack(deviation: float, depth: int = 6, width: int = 32) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 8))
 
 
+def _answering() -> nn.Module:
+    """A network that is meant to saturate at its end, where it is sure."""
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8), nn.Sigmoid())
+
+
+def _of_each_class(output: Tensor, target: Tensor) -> Tensor:
+    return binary_cross_entropy(output, one_hot(target, 8).float())
+
+
 SICK = (
     Scene(partial(_tanh_stack, 2.0), ("1", "3", "5", "7", "9", "11")),
     Scene(partial(_tanh_stack, 2.0, 3), ("1", "3", "5"), optimizer=sgd(0.01)),
 )
 HEALTHY = (
     Scene(partial(_tanh_stack, 0.25)),
-    Scene(lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8), nn.Sigmoid()), optimizer=sgd(3.0)),
+    Scene(_answering, loss=_of_each_class, optimizer=sgd(2.0)),
 )
 
 RULE = Rule(

@@ -109,11 +109,8 @@ def _lag(case: Case, norm: Site) -> str:
 
 def _prescriptions(case: Case, norms: list[Site]) -> Iterator[Prescription]:
     """All norms are recalibrated: what made one stale was at work in all, and below the threshold it still adds up."""
-    yield Prescription(
-        "recalibrate",
-        words="run some hundred training batches through the model to take the statistics anew: "
-        "`normscope.recalibrate(model, batches)`",
-        reason="the weights are trained with batch statistics, and the population's are the closest to those",
+    yield remedies.recalibrate(
+        "the weights are trained with batch statistics, and the population's are the closest to those"
     )
     if _left(case, norms[0]) >= 0.05:
         yield remedies.advice(

@@ -81,7 +81,7 @@ def check(case: Case) -> Iterator[Finding]:
         ),
         severity="warning" if small else "note",
         since_step=int(late.steps[0]),
-        prescriptions=[_without_batch(case), _recalibrated(case)] if small else [_recalibrated(case)],
+        prescriptions=[remedies.without_batch(case), _recalibrated(case)] if small else [_recalibrated(case)],
     )
 
 
@@ -91,27 +91,9 @@ def _widest(case: Case) -> Track:
     return max(tracks, key=lambda track: float(np.median(track.late().values)), default=Track.of((), ()))
 
 
-def _without_batch(case: Case) -> Prescription:
-    norms = [norm for norm in case.norms if norm.spec and "N" in norm.spec.over]
-    maps = any(norm.kind.endswith(("2d", "3d")) for norm in norms)
-    to, typed = ("GroupNorm", "nn.GroupNorm(32, channels)") if maps else ("LayerNorm", "nn.LayerNorm(features)")
-    sites = tuple(dict.fromkeys(norm.path for norm in norms))
-    return Prescription(
-        "convert",
-        sites,
-        {"to": to},
-        words=f"replace the batch normalization in {remedies.few(sites)} by `{typed}`",
-        reason="its statistics come from each sample alone, in both modes",
-    )
-
-
 def _recalibrated(case: Case) -> Prescription:
-    return Prescription(
-        "recalibrate",
-        tuple(dict.fromkeys(norm.path for norm in case.norms if norm.spec and norm.spec.keeps_state)),
-        words="take the running statistics anew from some hundred batches: `normscope.recalibrate(model, batches)`",
-        reason="evaluation mode then uses the population's statistics",
-    )
+    norms = tuple(dict.fromkeys(norm.path for norm in case.norms if norm.spec and norm.spec.keeps_state))
+    return remedies.recalibrate("evaluation mode then uses the population's statistics", norms)
 
 
 def _normed(dropout: float = 0.0, width: int = 32, norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Module:

@@ -24,7 +24,9 @@ class Batch(NamedTuple):
 
 
 class BatchNoise(Measure):
-    """The training batch of the step against the fixed batch, at the same parameters, at each norm over the batch.
+    """The training batch of the step against the fixed batch, at the same parameters.
+
+    Told at each norm over the batch, of what it reads, and of the whole model, of the data themselves.
 
     - ``batch_stat_noise``: the standard deviation of a batch's mean from batch to batch, in standard deviations of
       the channel, the root mean square over channels, estimated from the two batches.
@@ -43,7 +45,8 @@ class BatchNoise(Measure):
         """Keep the fixed batch's side, and compare when the training batch passes."""
         site = sight.site
         spec = site.spec
-        if (site.role, site.what) != ("norm", "input") or spec is None or "N" not in spec.over:
+        over_batch = site.role == "norm" and spec is not None and "N" in spec.over
+        if site.what != "input" or not (over_batch or (site.path, site.role) == ("", "other")):
             return
         batch = batch_of(sight.tensor, site.channel_axis) if sight.mode in ("probe", "batch") else None
         if batch is None:

@@ -36,6 +36,6 @@ class RunningStatError(Measure):
 
 def error(mean: np.ndarray, variance: np.ndarray, channels: Moments) -> np.ndarray:
     """The error of each channel in deviations, (C,); infinite where a constant channel has other running statistics."""
-    distance = np.hypot(mean - channels.mean, np.sqrt(variance) - channels.std)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a running variance below zero has no root
+        distance = np.hypot(mean - channels.mean, np.sqrt(variance) - channels.std)
         return np.divide(distance, channels.std, out=np.zeros_like(distance), where=distance != 0)

@@ -1,0 +1,178 @@
+"""Steps are so large that the loss rises along them.
+
+## What it finds
+Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
+weights by more than themselves; and runs that have learned nothing while each step moves a typical layer by more than a
+tenth of itself. With the model at hand, the step is taken again at a third, a tenth … of the rate on the same batch.
+
+## Why it hurts
+A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
+larger, and points back: the loss oscillates or grows, ReLU units die, bounded functions saturate, numbers overflow.
+
+## Evidence
+The loss at the end against the start; the size of updates against the weights; the loss after one step of each size.
+
+## Prescription
+Divide the learning rate by three, and again, until the loss falls; warm it up over the first steps; clip gradients.
+
+## When to ignore
+At the top of a cyclical schedule, where the loss is meant to rise for a while.
+
+## References
+LeCun, Bottou, Orr & Müller 1998, *Efficient BackProp*, section 5: above twice the inverse curvature the weights
+diverge. Cohen et al. 2021, *Gradient descent on neural networks typically occurs at the edge of stability*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.track import Track
+from normscope.terms.finding import Finding, Prescription
+
+RISEN = Threshold(
+    1.5,
+    "LeCun et al. 1998, section 5.2: at a stable rate the loss falls; half of it on top of the start is more than the "
+    "noise between batches, which is asked for on its own",
+    "ratio",
+)
+THROWN = Threshold(1.0, "an update as large as the weights themselves leaves nothing of what they were", "ratio")
+RESTLESS = Threshold(
+    0.1,
+    "a layer that moves by a tenth of itself in each step is another one after ten; a thousandth is usual (in the 13 "
+    "healthy networks of tests/diagnose the median layer stays below 0.03)",
+    "ratio",
+)
+SMALLER = 1 / 3
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """One finding for the run."""
+    found = _risen(case) or _thrown(case) or _restless(case)
+    if found is None:
+        return
+    words, threshold, value, track = found
+    better = _better(case)
+    since = track.since(above=threshold.value) if len(track) else None
+    ratios = case.update_ratio
+    worst = sorted(ratios.paths, key=lambda path: -np.nan_to_num(ratios.at(path).last))
+    told, size = "", None
+    if better is not None:
+        size, before, after = better
+        told = (
+            f" On the fixed batch one step takes the loss from {before:.3g} to {after:.3g}; one {size:g} times as long "
+            "lowers it."
+        )
+    yield RULE.finding(
+        worst or [""],
+        words + told,
+        threshold.evidence("loss" if threshold is RISEN else "update_ratio", value, track.steps),
+        since_step=int(track.steps[0]) if since is None else since,
+        prescriptions=list(_prescriptions(size)),
+    )
+
+
+def _risen(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    loss = case.loss
+    if len(loss) < 6:
+        return None
+    start, end = float(np.median(loss.values[:3])), float(np.median(loss.values[-max(3, len(loss) // 10) :]))
+    noise = 1.4826 * float(np.median(np.abs(np.diff(loss.values[: max(6, len(loss) // 4)])))) / 2**0.5
+    first = float(loss.values[0])
+    start = max(start, first) if first > 0 else start
+    if not (start > 0 and end > RISEN.value * start and end - start > 3 * noise):
+        return None
+    ratio = Track.of(loss.steps, loss.values / start)
+    return f"The loss rose from {start:.3g} to {end:.3g}.", RISEN, end / start, ratio
+
+
+def _thrown(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """The last update that was seen before the loss was no longer finite."""
+    if not case.diverged:
+        return None
+    largest = _largest(case)
+    if not len(largest) or not largest.values.max() > THROWN.value:
+        return None
+    at = int(largest.values.argmax())
+    moved = largest.values[at]
+    words = f"At step {largest.steps[at]} a layer moved by {moved:.2g} of itself, and the loss left all bounds."
+    return words, THROWN, float(largest.values[at]), largest
+
+
+def _largest(case: Case) -> Track:
+    """The largest update of a layer that did not begin at zero, at each step."""
+    values = case.update_ratio.values
+    return Track.of(
+        case.update_ratio.steps, [np.nanmax(column) if np.isfinite(column).any() else np.nan for column in values.T]
+    )
+
+
+def _restless(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    if case.learns is not False:
+        return None
+    typical = case.update_ratio.typical().late()
+    if len(typical) < 3 or not float(np.median(typical.values)) > RESTLESS.value:
+        return None
+    value = float(np.median(typical.values))
+    return (
+        f"Each step moves a typical layer by {value:.0%} of itself, and the loss does not fall.",
+        RESTLESS,
+        value,
+        typical,
+    )
+
+
+def _better(case: Case) -> tuple[float, float, float] | None:
+    """The size at which one step lowers the loss most, the loss before, and after one whole step, which is no lower."""
+    losses = case.experiment.losses() if case.experiment is not None else {}
+    if not losses:
+        return None
+    before, whole = losses[0.0], losses[1.0]
+    size = min((one for one in losses if one), key=lambda one: np.nan_to_num(losses[one], nan=np.inf))
+    return (size, before, whole) if size <= SMALLER and losses[size] < before <= whole else None
+
+
+def _prescriptions(size: float | None) -> Iterator[Prescription]:
+    by = "10" if size is None else f"{1 / size:.0f}"
+    yield remedies.advice(f"divide the learning rate by {by}", "the loss is straight enough only along a shorter step")
+    yield remedies.advice("warm the rate up over the first hundreds of steps", "the start is where the loss bends most")
+    yield remedies.advice("clip gradients with `nn.utils.clip_grad_norm_(parameters, 1.0)`")
+
+
+def _stack(function: type[nn.Module] = nn.Tanh, width: int = 32) -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [nn.Linear(width, width), function()]
+    return nn.Sequential(*layers, nn.Linear(width, 8))
+
+
+SICK = (
+    Scene(_stack, optimizer=sgd(3.0)),
+    Scene(partial(_stack, nn.ReLU), optimizer=sgd(1e4), steps=24),
+)
+HEALTHY = (Scene(_stack), Scene(partial(_stack, nn.ReLU), optimizer=sgd(0.1)))
+
+RULE = Rule(
+    "NS210",
+    "rate_too_high",
+    "error",
+    "record",
+    check,
+    __doc__,
+    thresholds={"risen": RISEN, "thrown": THROWN, "restless": RESTLESS},
+    causes=(
+        *("nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution", "vanishing_gradient"),
+        *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),
+        *("restricted_output", "unmoved_layer", "collapsed_channels", "growing_weights", "stale_running_stats"),
+    ),
+    sick=SICK,
+    healthy=HEALTHY,
+)

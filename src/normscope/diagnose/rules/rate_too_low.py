@@ -1,0 +1,116 @@
+"""Steps are so small that the network stays where it started.
+
+## What it finds
+Runs of at least fifty steps in which a typical layer has moved by less than a fiftieth of itself in total, even if all
+its steps had pointed the same way, while the loss has lost less than half of its start and is not warming up.
+
+## Why it hurts
+The time is spent on a straight line that one larger step would have covered: the network is nearly the random one.
+
+## Evidence
+The sum over the run of ‖ΔW‖/‖W‖, for the median layer. With the model at hand: the loss after a step ten times as
+large, which falls ten times as far.
+
+## Prescription
+Multiply the learning rate by ten, and again, until the loss is no longer straight along a step.
+
+## When to ignore
+When pretrained weights are only to be touched, or the run was broken off at its beginning.
+
+## References
+Smith 2017, *Cyclical learning rates for training neural networks*, section 3.3 (the range test).
+Bengio 2012, *Practical recommendations for gradient-based training of deep architectures*, section 3.1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.track import Track
+from normscope.terms.finding import Finding
+
+PATH = Threshold(
+    0.02,
+    "Lee et al. 2019, *Wide neural networks of any depth evolve as linear models*: while weights move by a small share "
+    "of themselves the network is its own linearization; healthy networks of width 32 to 64 moved by 0.1 and more",
+    "ratio",
+)
+SHORT = Threshold(50, "shorter runs have had no time to move, whatever their rate", "steps")
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """One finding for the run."""
+    steps = case.record.steps
+    typical = case.update_ratio.typical()
+    length = int(steps[-1] - steps[0]) + 1
+    if length < SHORT.value or len(typical) < 4 or case.thrives or case.diverged or _warming(case):
+        return
+    path = _path(typical)
+    if not 0 <= path < PATH.value:
+        return
+    ratios = case.update_ratio
+    worst = sorted(ratios.paths, key=lambda one: np.nan_to_num(ratios.at(one).last))
+    yield RULE.finding(
+        worst,
+        f"In {length} steps a typical layer has moved by {path:.1e} of itself at most, and the loss has "
+        f"lost {case.loss.fallen or 0.0:.0%} of its start." + _larger(case),
+        PATH.evidence("path", path, typical.steps),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(typical.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "multiply the learning rate by 10, and again until the loss falls in an even curve",
+                "along steps this small the loss is a straight line",
+            )
+        ],
+    )
+
+
+def _path(ratio: Track) -> float:
+    """The sum of the ratios over every step, those between two samples as long as their mean."""
+    gaps = np.diff(ratio.steps)
+    return float(np.sum(gaps * (ratio.values[1:] + ratio.values[:-1]) / 2) + ratio.values[-1])
+
+
+def _warming(case: Case) -> bool:
+    rate = case.scalar(None, "learning_rate")
+    return len(rate) > 1 and float(rate.values[-1]) > 1.5 * float(np.median(rate.values))
+
+
+def _larger(case: Case) -> str:
+    """What a step ten times as large would do on the fixed batch."""
+    losses = case.experiment.losses((1.0, 10.0)) if case.experiment is not None else {}
+    if not losses or not losses[10.0] < losses[1.0]:
+        return ""
+    return (
+        f" On the fixed batch one step lowers the loss of {losses[0.0]:.3g} by {losses[0.0] - losses[1.0]:.1e}, a step "
+        f"ten times as large by {losses[0.0] - losses[10.0]:.1e}."
+    )
+
+
+def _stack(width: int = 32) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 8))
+
+
+SICK = (Scene(_stack, ("0", "2"), optimizer=sgd(1e-5), steps=60),)
+HEALTHY = (Scene(_stack, steps=60), Scene(_stack, optimizer=partial(sgd(5e-3)), steps=80))
+
+RULE = Rule(
+    "NS211",
+    "rate_too_low",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"path": PATH, "short": SHORT},
+    sick=SICK,
+    healthy=HEALTHY,
+)

@@ -1,0 +1,132 @@
+"""The activation at the end of the network keeps it from saying what the loss asks for.
+
+## What it finds
+Networks that end in an activation and have stopped learning (nothing of their loss is lost in the second half of the
+run, and less than half in all) while that activation stands in the way: more than half of its inputs lie where it is
+silent (ReLU on logits or on targets that can be negative) or flat (sigmoid or tanh for targets beyond their bounds).
+
+## Why it hurts
+What the loss wants is beyond what the function can give. The gradient that reaches the output is healthy, and dies in
+the last function; the loss stays on a plateau that no learning rate leaves.
+
+## Evidence
+The share of the last activation's inputs in its silent or flat part on the fixed batch.
+
+## Prescription
+Let the network end in its last linear layer: losses for classes take logits (`cross_entropy`,
+`binary_cross_entropy_with_logits`), and regression takes any real number. Or bring the targets into the bounds.
+
+## When to ignore
+When the targets are inside the bounds, and the network has just not learned for another reason.
+
+## References
+PyTorch documentation, *CrossEntropyLoss*: "the input is expected to contain the unnormalized logits". Cao et al. 2022,
+*DeepFD: automated fault diagnosis and localization for deep learning programs* (wrong last activation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Data, Scene, sgd
+from normscope.diagnose.track import Track
+from normscope.terms.activations import Activation, activation_named
+from normscope.terms.finding import Finding
+from normscope.terms.site import Site
+
+BLOCKED = Threshold(
+    0.5, "the median input of the last function gets no gradient: half of what the loss asks for is not heard", "share"
+)
+STALLED = Threshold(0.1, "a tenth of the loss, beyond its noise: what counts as learning in every rule here", "share")
+
+_FREE = frozenset(["softmax", "log_softmax", "logsigmoid", "glu"])
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """At most one finding: the last activation."""
+    site = case.answer
+    function = activation_named(site.kind) if site is not None else None
+    if site is None or function is None or function.name in _FREE or case.thrives or case.diverged:
+        return
+    share = _share(case, site, function).late()
+    if len(share) < 2 or len(case.loss) < 12 or (case.loss.late().fallen or 0.0) > STALLED.value:
+        return
+    value = float(np.median(share.values))
+    if not value > BLOCKED.value:
+        return
+    part = "is silent" if function.silent_below is not None else "is flat"
+    yield RULE.finding(
+        [site.path],
+        f"The network ends in {function.name}, which {part} for {value:.0%} of what `{site.place}` reads, and the loss "
+        f"has lost {case.loss.late().fallen or 0.0:.0%} in the second half of the run.",
+        BLOCKED.evidence("blocked", value, share.steps, [(site.key, value)]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(share.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                f"take `{site.place}` away: end in the last linear layer, and use a loss that takes its output as it "
+                "is",
+                "the loss then reaches every output",
+            ),
+            remedies.advice("or scale the targets into the bounds of the function"),
+        ],
+    )
+
+
+def _share(case: Case, site: Site, function: Activation) -> Track:
+    told = case.summaries(site.at("input"), "probe")
+    low, high = (function.silent_below, None) if function.silent_below is not None else (function.low, function.high)
+    if low is None and high is None:
+        return Track.of((), ())
+    return Track.of((step for step, _ in told), (one.sketch.outside(low, high) for _, one in told))
+
+
+def _targets(low: float = 5.0) -> Data:
+    inputs = torch.randn(512, 32)
+    return inputs, low + (inputs[:, :4] * inputs[:, 4:8])
+
+
+def _ending(last: nn.Module | None) -> nn.Module:
+    end: list[nn.Module] = [] if last is None else [last]
+    return nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4), *end)
+
+
+def _inside() -> Data:
+    inputs, _ = _targets(0.0)
+    return inputs, (inputs[:, :4] > 0).float()
+
+
+def _error(output: Tensor, target: Tensor) -> Tensor:
+    return mse_loss(output, target)
+
+
+SICK = (
+    Scene(partial(_ending, nn.Sigmoid()), ("3",), data=_targets, loss=_error, optimizer=sgd(0.3), steps=80),
+    Scene(partial(_ending, nn.ReLU()), ("3",), data=partial(_targets, -5.0), loss=_error, steps=80),
+)
+HEALTHY = (
+    Scene(partial(_ending, None), data=_targets, loss=_error, steps=80),
+    Scene(partial(_ending, nn.Sigmoid()), data=_inside, loss=_error, optimizer=sgd(1.0), steps=80),
+)
+
+RULE = Rule(
+    "NS217",
+    "restricted_output",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"blocked": BLOCKED, "stalled": STALLED},
+    causes=("vanishing_gradient", "exploding_gradient", "rate_too_low", "poor_initialization", "unmoved_layer"),
+    sick=SICK,
+    healthy=HEALTHY,
+)

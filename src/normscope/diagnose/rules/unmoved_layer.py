@@ -1,0 +1,134 @@
+"""A layer with weights does not learn, while the others do.
+
+## What it finds
+Layers whose weights never changed although other layers learned: their parameters are not in the optimizer, or get no
+gradient at all (cut off by `detach`, `no_grad`, an integer or an `argmax` on the way), or are frozen. Frozen is a note,
+for it is said in the model itself; the other two are warnings.
+
+## Why it hurts
+The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
+`nn.ModuleList`, a `detach` too many: nothing fails, and the network learns around the hole.
+
+## Evidence
+The updates and gradients of every parameter at the sampled steps.
+
+## Prescription
+Build the optimizer after the model is complete, from `model.parameters()`; take away the `detach`; unfreeze.
+
+## When to ignore
+When the layer is a fixed feature extractor, an average of weights, or learns elsewhere.
+
+## References
+PyTorch documentation, *Autograd mechanics*, "Locally disabling gradient computation".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Scene
+from normscope.terms.finding import Finding
+from normscope.terms.site import Site
+
+STILL = Threshold(0.0, "an update of exactly zero at every sampled step: rounding alone would leave more", "updates")
+
+_WITH_WEIGHTS = ("Linear", "Bilinear", "Conv", "LSTM", "GRU", "RNN", "Embedding", "MultiheadAttention")
+_WORDS = {
+    "foreign": ("is not in the optimizer", "build the optimizer from `model.parameters()`, once the model is complete"),
+    "cut off": (
+        "gets no gradient",
+        "look for `detach()`, `no_grad()`, `.data`, `argmax` or a conversion to integers between it and the loss",
+    ),
+    "frozen": ("is frozen", "`layer.requires_grad_(True)`, before the optimizer is built, if it is to learn"),
+}
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """One finding for each way in which layers were left out."""
+    why = {site: _why(case, site) for site in case.producers if not site.call}
+    if not any(state == "learns" for state in why.values()):
+        return
+    steps = case.record.steps
+    for state, (words, advice) in _WORDS.items():
+        still = [site for site in why if why[site] == state]
+        if still:
+            yield RULE.finding(
+                [site.path for site in still],
+                f"`{still[0].place}` {words}, and so {len(still)} of {len(why)} layers stay as they were.",
+                STILL.evidence("update", 0.0, steps, [(site.key, 0.0) for site in still]),
+                severity="note" if state == "frozen" else "warning",
+                since_step=int(steps[0]),
+                prescriptions=[remedies.advice(advice)],
+            )
+
+
+def _why(case: Case, site: Site) -> str:
+    """Whether a layer learns, and if not why."""
+    parameters = case.parameters(site.path)
+    if not parameters:
+        return "frozen" if site.kind.startswith(_WITH_WEIGHTS) else ""
+    moves = [case.moves(one) for one in parameters]
+    if any(len(track) and track.values.max() > 0 for track in moves):
+        return "learns"
+    if not any(len(track) for track in moves):
+        return "foreign"
+    slopes = [case.root_mean_square(one.at("gradient", one.name)) for one in parameters]
+    return "cut off" if all(not len(track) or track.values.max() == 0 for track in slopes) else ""
+
+
+class _Cut(nn.Module):
+    """The first layer's output is detached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu().detach())
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+def _without_first(parameters: Iterable[Tensor]) -> Optimizer:
+    return SGD([*parameters][2:], lr=0.05)
+
+
+class _Zeroed(nn.Module):
+    """A branch that starts at zero, and learns from the second step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.scale * self.branch(x.relu()))
+
+
+SICK = (
+    Scene(_network, ("0",), optimizer=_without_first, steps=12),
+    Scene(_Cut, ("first",), steps=12),
+)
+HEALTHY = (Scene(_network, steps=12), Scene(_Zeroed))
+
+RULE = Rule(
+    "NS215",
+    "unmoved_layer",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"still": STILL},
+    sick=SICK,
+    healthy=HEALTHY,
+)

@@ -1,0 +1,158 @@
+"""The network's input is far from mean 0 and deviation 1, which its initialization takes for granted.
+
+## What it finds
+A first layer, with no normalization before or right behind it, whose input is ten times larger than a standardized one;
+or lies three of its own deviations off zero; or has one feature thirty times as wide as the typical one.
+
+## Why it hurts
+Initializations keep a variance of one from layer to layer, so the first pre-activations are as large as the input:
+functions saturate, the loss starts in the thousands, and the gradient of the first weights is as many times too large.
+A common offset or one wide feature makes the loss a ravine: its curvature along that direction is the square of the
+ratio, and the learning rate has to suit the steepest.
+
+## Evidence
+On the fixed batch: the root mean square of the input, the ratio of means to deviations, and of the widest feature's
+deviation to the median one.
+
+## Prescription
+Subtract the mean and divide by the deviation of each feature (of each channel of images), both from the training set,
+or let a normalization be the first layer.
+
+## When to ignore
+When inputs are counts or one-hot codes whose zero has a meaning.
+
+## References
+LeCun, Bottou, Orr & Müller 1998, *Efficient BackProp*, section 4.3. Glorot & Bengio 2010, section 4.2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Data, Scene, clusters, sgd
+from normscope.diagnose.track import Track
+from normscope.stats.summary import Summary
+from normscope.terms.finding import Finding
+from normscope.terms.site import Site
+
+LARGE = Threshold(
+    10.0,
+    "Glorot & Bengio 2010, section 4.2.1, derive the start from inputs of variance 1; at ten, 83% of what a tanh reads "
+    "lies beyond its points of saturation",
+    "deviations",
+)
+OFFSET = Threshold(
+    3.0,
+    "LeCun et al. 1998, section 4.3: an offset of r deviations stretches the curvature by 1 + r², tenfold at three; "
+    "photographs between 0 and 1 have two",
+    "deviations",
+)
+UNEQUAL = Threshold(
+    30.0, "the curvature along the widest feature is the square, 900 times that of a typical one", "ratio"
+)
+
+
+class _Ill(NamedTuple):
+    """What is wrong with an input: in words, how much, and against which threshold."""
+
+    words: str
+    value: float
+    threshold: Threshold
+    quantity: str
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """At most one finding for each input."""
+    if not case.sites or case.sites[0].role != "producer":
+        return
+    first = case.sites[0]
+    told = [] if first.kind.startswith("Embedding") else case.summaries(first.at("input"), "probe")
+    found = _ill(told[0][1], normed=_normed(case, first)) if told else None
+    if found is None:
+        return
+    steps = Track.of((step for step, _ in told), (0.0 for _ in told)).steps
+    yield RULE.finding(
+        [first.path],
+        f"The input of the network, at `{first.place}`, {found.words.format(value=found.value)}.",
+        found.threshold.evidence(found.quantity, found.value, steps, [(first.at("input").key, found.value)]),
+        severity="note" if case.thrives else "error" if case.learns is False or case.diverged else "warning",
+        since_step=int(steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "standardize the data: `(x - mean) / std` with mean and deviation of each feature of the training set",
+                "the initialization and the learning rate are made for inputs of mean 0 and deviation 1",
+            ),
+            remedies.advice(
+                "put `nn.BatchNorm1d(features)` (images: `nn.BatchNorm2d(channels)`) before the first layer"
+            ),
+        ],
+    )
+
+
+def _normed(case: Case, first: Site) -> bool:
+    """Whether a norm reads the first layer's output next: then neither scale nor a common offset reaches further."""
+    return len(case.sites) > 1 and case.sites[1].role == "norm"
+
+
+def _ill(summary: Summary, *, normed: bool) -> _Ill | None:
+    channels = summary.channels
+    if channels is None or not summary.std > 0:
+        return None
+    varied = channels.std[channels.std > 0]
+    offset = float(np.sqrt(np.sum(channels.mean**2) / np.sum(channels.var))) if len(varied) else 0.0
+    unequal = float(varied.max() / np.median(varied)) if len(varied) > 1 else 1.0
+    signs = (
+        _Ill("has a root mean square of {value:.3g}, where 1 is taken for granted", summary.rms, LARGE, "rms"),
+        _Ill("lies {value:.3g} of its deviations off zero", offset, OFFSET, "offset"),
+        _Ill("has a feature {value:.3g} times as wide as the median one", unequal, UNEQUAL, "width"),
+    )
+    beyond = [
+        sign for sign in signs if sign.value > sign.threshold.value and not (normed and sign.threshold is not UNEQUAL)
+    ]
+    return max(beyond, key=lambda sign: sign.value / sign.threshold.value, default=None)
+
+
+def _moved(offset: float = 0.0, scale: float = 1.0) -> Data:
+    inputs, labels = clusters()
+    return scale * (inputs + offset), labels
+
+
+def _network(norm: bool = False) -> nn.Module:
+    first = [nn.BatchNorm1d(32)] if norm else []
+    return nn.Sequential(*first, nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 8))
+
+
+SICK = (
+    Scene(_network, ("0",), data=partial(_moved, scale=100.0), optimizer=sgd(0.2)),
+    Scene(_network, ("0",), data=partial(_moved, offset=20.0)),
+)
+HEALTHY = (
+    Scene(_network),
+    Scene(partial(_network, True), data=partial(_moved, scale=100.0)),
+    Scene(_network, data=partial(_moved, offset=1.0)),
+)
+
+RULE = Rule(
+    "NS209",
+    "unstandardized_input",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"large": LARGE, "offset": OFFSET, "unequal": UNEQUAL},
+    causes=(
+        *("saturated_activation", "dead_units", "vanishing_gradient", "exploding_gradient", "nonfinite_values"),
+        *("poor_initialization", "rate_too_high", "drifting_distribution", "uneven_updates", "restricted_output"),
+        *("rank_collapse", "rate_too_low", "unlike_units"),
+    ),
+    sick=SICK,
+    healthy=HEALTHY,
+)

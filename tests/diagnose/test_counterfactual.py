@@ -1,0 +1,191 @@
+"""A cause is taken out of a copy, and the symptom measured again: each against a case solved by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from normscope.anatomy.batch import Probe
+from normscope.diagnose.counterfactual import Experiment, explains, tried
+from normscope.diagnose.engine import diagnose, rule, rules
+from normscope.diagnose.removals import REMOVALS, standardize
+from normscope.diagnose.scene import clusters, sgd
+from normscope.diagnose.symptoms import SYMPTOMS
+from normscope.terms.finding import Diagnosis, Evidence, Finding, Prescription, Removal
+from normscope.watch.session import watch
+
+
+def batch(samples=64):
+    torch.manual_seed(0)
+    return clusters(samples)
+
+
+def tanh(std=1.0, depth=3, bias=0.0):
+    torch.manual_seed(1)
+    layers = []
+    for _ in range(depth):
+        linear = nn.Linear(32, 32)
+        nn.init.normal_(linear.weight, std=std)
+        nn.init.constant_(linear.bias, bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(32, 8))
+
+
+def normed(momentum=0.1):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32, momentum=momentum), nn.ReLU(), nn.Linear(32, 8))
+
+
+def test_weights_at_the_gain_take_saturation_away_and_batch_statistics_the_gap():
+    found = Experiment(tanh(2.0), batch()).removal("initialization", "saturated")
+    assert found is not None
+    assert found.before > 0.6
+    assert found.after < 0.2  # at the gain of tanh a seventh of the normal lies beyond its points
+    assert found.relief == pytest.approx(1 - found.after / found.before)
+    model = normed()
+    with torch.no_grad():
+        model[1].running_mean += 2.0
+    for cause in ("modes", "running"):
+        found = Experiment(model, batch()).removal(cause, "eval_gap")
+        assert found is not None
+        assert found.before > 0.5
+        assert found.after < 0.05
+
+
+def test_the_saturated_share_is_the_one_counted_by_hand():
+    model, data = tanh(2.0), batch()
+    x, shares = data[0], []
+    for linear, function in zip(model[0:6:2], model[1:6:2]):
+        z = linear(x)
+        shares.append(float((z.abs() > 2.1783).float().mean()))
+        x = function(z)
+    found = Experiment(model, data).removal("input", "saturated")
+    assert found is not None
+    assert found.before == pytest.approx(sum(shares) / 3, abs=0.02)  # the sketch's bins are 6% wide
+
+
+def test_standardizing_takes_the_inputs_fault_away():
+    inputs, labels = batch()
+    found = Experiment(tanh(32**-0.5), (100 * inputs + 300, labels)).removal("input", "saturated")
+    assert found is not None
+    assert found.relief > 0.7
+    told = standardize(100 * inputs + 300)
+    assert torch.allclose(told.mean(0), torch.zeros(32), atol=1e-4)
+    assert torch.allclose(told.std(0, correction=0), torch.ones(32), atol=1e-4)
+    images = standardize(5 + torch.randn(8, 3, 4, 4))
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert standardize(torch.arange(4)).tolist() == [0, 1, 2, 3]
+
+
+def test_what_is_not_there_is_not_removed_and_what_fails_is_not_tried():
+    assert Experiment(tanh(0.1), batch()).removal("input", "saturated") is None
+    assert Experiment(nn.Linear(5, 5), batch()).removal("input", "saturated") is None
+
+
+@pytest.mark.parametrize("cause", REMOVALS)
+def test_the_model_its_mode_and_the_random_state_stay_as_they_are(cause):
+    model, data = normed(), batch()
+    model[2].eval()
+    before = copy.deepcopy(model.state_dict()), [one.training for one in model.modules()], torch.get_rng_state()
+    experiment = Experiment(model, data, F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1))
+    for symptom in SYMPTOMS:
+        experiment.removal(cause, symptom)
+    experiment.losses()
+    assert all(torch.equal(one, before[0][name]) for name, one in model.state_dict().items())
+    assert [one.training for one in model.modules()] == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert all(one.grad is None for one in model.parameters())
+
+
+def test_losses_are_those_of_one_step_of_each_size():
+    model = nn.Linear(3, 1, bias=False)
+    x, y = torch.randn(16, 3), torch.randn(16, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    found = Experiment(model, (x, y), F.mse_loss, optimizer).losses((1.0, 0.1))
+    weight = model.weight.detach().double()
+    slope = 2 * ((x.double() @ weight.T - y) * x.double()).mean(0, keepdim=True)
+    for size, loss in found.items():
+        stepped = weight - 0.5 * size * slope
+        assert loss == pytest.approx(float(((x.double() @ stepped.T - y) ** 2).mean()), rel=1e-4)
+    assert Experiment(model, (x, y), F.mse_loss).losses() == {}
+    assert Experiment(model, (x, y), None, optimizer).losses() == {}
+
+
+def finding(code, *prescriptions, severity="error"):
+    name = rule(code).name
+    return Finding(code, name, severity, ("1",), "3 things.", Evidence("x", 1.0, 0.0), 0, "", (), (), prescriptions)
+
+
+def test_a_finding_says_what_went_away_and_useless_advice_comes_last():
+    useless = Prescription("freeze", ("0",), words="freeze")
+    useful = Prescription("insert_norm", words="norm")
+    experiment = Experiment(tanh(2.0), batch())
+    (found,) = tried([finding("NS202", useless, useful)], rules(), experiment)
+    assert [one.words for one in found.prescriptions] == ["norm", "freeze"]
+    assert found.relief > 0.8
+    assert "With a norm before the activations, the share of saturated pre-activations goes from" in found.message
+
+
+def test_a_cause_without_which_nothing_changes_is_a_note():
+    """Every unit of a ReLU is dead by its bias; with the running statistics replaced, as dead as before."""
+    model = normed()
+    with torch.no_grad():
+        model[1].running_var *= 100
+        model[1].bias -= 100
+    experiment = Experiment(model, batch())
+    assert SYMPTOMS["dead"].measure(experiment._look(lambda model, probe: (model, probe))) == 1.0
+    found = experiment.removal("running", "dead")
+    assert found is not None
+    assert found.relief == 0.0
+    sham = rule("NS203")
+    object.__setattr__(sham, "removal", "running")
+    try:
+        (told,) = tried([finding("NS203")], [sham], experiment)
+    finally:
+        object.__setattr__(sham, "removal", "scales")
+    assert told.severity == "note"
+
+
+def test_a_cause_explains_a_symptom_when_half_of_it_goes_with_it():
+    experiment = Experiment(tanh(2.0), batch())
+    assert explains(rule("NS206"), rule("NS202"), experiment) is True
+    assert explains(rule("NS301"), rule("NS202"), experiment) is False
+    assert explains(rule("NS206"), rule("NS202"), None) is None
+    assert explains(rule("NS205"), rule("NS202"), experiment) is None
+
+
+def test_a_watcher_can_be_diagnosed_and_says_what_its_findings_rest_on(tmp_path):
+    inputs, labels = batch(256)
+    model = tanh(2.0)
+    optimizer = sgd(0.05)(model.parameters())
+    probe = inputs[:32], labels[:32]
+    with watch(model, optimizer, tmp_path, probe=probe, loss_fn=F.cross_entropy, every=4) as watcher:
+        for _ in range(24):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs[:64]), labels[:64])
+            loss.backward()
+            optimizer.step()
+            watcher.loss(loss.item())
+    sure, read = diagnose(watcher), diagnose(tmp_path)
+    assert sure.primary is not None
+    assert sure.primary.removals
+    assert sure.basis == "the record, and causes taken out of a copy of the model"
+    assert read.primary is not None
+    assert not read.primary.removals
+    assert read.basis.startswith("the record alone")
+    assert Diagnosis.from_dict(sure.to_dict()) == sure
+
+
+def test_relief():
+    assert Removal("a", "b", 2.0, 0.5).relief == 0.75
+    assert Removal("a", "b", 0.0, 0.5).relief == 0.0
+    assert math.isclose(Removal("a", "b", 1.0, 2.0).relief, -1.0)
+
+
+def test_a_prescription_that_is_not_to_be_carried_out_costs_nothing():
+    words = Prescription("", words="only words")
+    broken = Prescription("insert_norm", ("nowhere",), words="elsewhere")
+    assert Experiment(tanh(2.0), Probe.of(batch())).effect(finding("NS202", words, broken), "saturated") == {}
