@@ -1,4 +1,4 @@
-"""Running statistics: which are unusable, and how far they moved, each by hand; the data are compared batch by batch."""
+"""Running statistics: which are unusable, and how far they moved, by hand; the data are compared batch by batch."""
 
 import numpy as np
 import pytest
