@@ -7,6 +7,8 @@ from typing import NamedTuple
 from normscope.anatomy.flow import TRANSPARENT, Flow
 from normscope.anatomy.observe import Call
 
+_KEEPS_ZEROS = TRANSPARENT | {"roll", "mul", "div", "neg", "DropPath", "StochasticDepth"}
+
 
 class Branch(NamedTuple):
     """One branch, from behind the point where the shortcut leaves to the sum.
@@ -59,7 +61,7 @@ def _ancestors(flow: Flow) -> list[frozenset[int]]:
 
 
 def _handed_on(flow: Flow, call: Call) -> Call:
-    """The call whose value `call` hands on, seen through dropout and rearrangements."""
-    while call.kind in TRANSPARENT and len(made := flow.producers(call)) == 1:
+    """The call whose value `call` hands on, seen through what makes zeros of zeros and knows no other value."""
+    while call.kind in _KEEPS_ZEROS and len(made := flow.producers(call)) == 1:
         call = made[0]
     return call
