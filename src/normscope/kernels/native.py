@@ -75,7 +75,8 @@ def averaged(
 ) -> Tensor:
     """The formula with the statistics of the batch, which are blended into `mean` and `var`, (C,) each, in place."""
     function = torch.batch_norm if "N" in spec.over else torch.instance_norm
-    return function(x, weight, bias, mean, var, True, momentum, spec.eps or 0.0, torch.backends.cudnn.enabled)
+    cudnn = x.is_cpu or torch.backends.cudnn.enabled  # on the host the answer is not read, and is slow to ask for
+    return function(x, weight, bias, mean, var, True, momentum, spec.eps or 0.0, cudnn)
 
 
 def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

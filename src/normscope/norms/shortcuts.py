@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normscope.kernels import native
-from normscope.norms.sources import SOURCES, recomputing
+from normscope.norms.sources import SOURCES
 from normscope.terms.spec import NormSpec
 
 Shortcut = Callable[[Any, Tensor], "Tensor | None"]  # of a `Norm` and its input
@@ -77,8 +77,8 @@ def _kept(norm: Any, x: Tensor) -> Tensor | None:
 
 
 def _learned(norm: Any, x: Tensor) -> Tensor | None:
-    if not _fits(norm, x.shape) or torch.compiler.is_compiling() or recomputing():
-        return None
+    if not _fits(norm, x.shape) or torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
+        return None  # (the second as `recomputing`, which would ask again whether this is being compiled)
     spec = norm.spec
     source: Any = SOURCES[spec.infer_from]
     return source.learned(x, spec, norm._buffers, *_affine(norm))
