@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from normscope.claims import data
+from normscope.claims import batch_sizes, data, runner
 from normscope.claims.bench import Bench, Curve, batches
 from normscope.claims.models import mlp, norm_of, pre_activations, residual_mlp, resnet, vgg, vgg16
 from normscope.claims.seen import saturated, shifts, unit_shift
@@ -58,6 +58,33 @@ def test_a_folder_of_pictures(tmp_path):
             (tmp_path / split / name / "1.png").write_bytes(picture)
     x, y, _, _ = data._folder(tmp_path)
     assert x.shape == (2, 3, 4, 5) and x[0, :, 0, 0].tolist() == [255, 0, 7] and y.tolist() == [0, 1]
+
+
+def test_more_than_ten_classes_are_refused(tmp_path):
+    picture = png()
+    for at in range(11):
+        for split in ("train", "test"):
+            (tmp_path / split / f"class {at:02}").mkdir(parents=True)
+            (tmp_path / split / f"class {at:02}" / "1.png").write_bytes(picture)
+    with pytest.raises(DataError) as caught:
+        runner.run([], bench=Bench(str(tmp_path)))
+    asked, found, because, do = str(caught.value).splitlines()
+    assert str(tmp_path) in asked and "11 classes" in found and "10 outputs" in because and "at most 10" in do
+
+
+def test_a_claim_runs_on_a_folder_of_pictures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    turns = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for at in range(40):
+                pixels = turns.integers(0, 120, (8, 8, 3)).astype(np.uint8) + (120 if name == "light" else 0)
+                image.fromarray(pixels.astype(np.uint8)).save(tmp_path / split / name / f"{at}.png")
+    bench = Bench(str(tmp_path))
+    assert bench.images.x.shape == (80, 3, 8, 8)
+    told = batch_sizes.run({"arm": "BatchNorm", "batch": 8, "epochs": 2, "samples": 80, "seed": 0}, bench)
+    assert told["final"] > 0.9
 
 
 def test_parquet_of_the_hub(tmp_path):

@@ -1,15 +1,18 @@
 """The contract of a claim, over all that are found by place."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from normscope.claims.bench import Bench
 from normscope.claims.decision import Decision
 from normscope.claims.outcomes import Outcome, Outcomes
 from normscope.claims.registry import claim, claims, explain
+from normscope.claims.search import SEARCHES, searched
 from normscope.diagnose.engine import rules
 from normscope.report import charts
 from normscope.report.parts import Chart
@@ -93,6 +96,28 @@ def test_exact_claims_run_weigh_and_draw(id):
     told = charts.spec(chart)
     assert any(rows for rows in told["datasets"].values())
     charts.vl_convert.vegalite_to_vega(told)
+
+
+@pytest.mark.parametrize("id", ["0.3", "1.3", "2.5", "2.6", "3.7"])
+def test_a_handful_of_quick_claims_run_weigh_and_draw(id):
+    one = claim(id)
+    cases = [case for case in one.cases_of("quick") if case["seed"] < 2]
+    outcomes = Outcomes(Outcome(case, plain(dict(one.run(case, Bench())))) for case in cases)
+    ruling = one.decision.judge(one.weigh(outcomes))
+    assert all(math.isfinite(effect.value) for effect in one.weigh(outcomes).values()) and ruling.by_condition
+    assert any(rows for rows in charts.spec(one.draw(outcomes))["datasets"].values())
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_finds_the_bottom_of_a_bowl(search):
+    start, bottom = torch.zeros(4), torch.tensor([1.0, -2.0, 0.5, 3.0])
+
+    def losses(weights):
+        return (weights - bottom).square().sum(1)
+
+    found = searched(search, start, losses, seed=0, evaluations=1200)
+    assert torch.equal(found, searched(search, start, losses, seed=0, evaluations=1200))
+    assert losses(found[None]) < 0.3
 
 
 def test_an_unknown_claim_is_an_error_that_names_the_nearest():

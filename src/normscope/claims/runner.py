@@ -23,8 +23,10 @@ from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
 from normscope.claims.outcomes import Case, Outcome, Outcomes
 from normscope.terms.datum import Datum, plain
+from normscope.terms.errors import DataError
 
 CACHE = Path(".normscope/claims")
+CLASSES = 10
 _ALWAYS, _NAMED = (
     ("bench", "data"),
     ("models", "search", "seen"),
@@ -93,8 +95,10 @@ def run(
 
     Raises:
         MissingExtraError: `ray` is not installed.
+        DataError: the bench's folder holds no images that are read, or more than ten classes.
     """
     bench = bench or Bench()
+    _check(bench)
     asked = {job.key: job for claim in claims for job in jobs(claim, size, bench)}
     waiting = [job for job in asked.values() if _kept(job.file(cache)) is None]
     running = cluster.execute(waiting, ray, work) if ray else _execute(waiting, workers)
@@ -103,6 +107,18 @@ def run(
         if failure is None:
             _keep(job.file(cache), {**ran, "case": job.case})
         progress(job, failure, done, len(waiting))
+
+
+def _check(bench: Bench) -> None:
+    """The networks of the claims tell ten classes apart."""
+    classes = int(bench.images.y.max()) + 1 if bench.source else 0
+    if classes > CLASSES:
+        raise DataError(
+            f"Claims were to be run on `{bench.source}`.",
+            found=f"{classes} classes",
+            because=f"the networks of the claims have {CLASSES} outputs, so that guessing is the same everywhere",
+            do=f"give a folder of at most {CLASSES} classes",
+        )
 
 
 def load(claim: Claim, *, size: str = "quick", bench: Bench | None = None, cache: Path = CACHE) -> Ran:
