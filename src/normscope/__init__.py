@@ -43,6 +43,7 @@ _FACE: dict[str, str] = {
     "convert": "normscope.treat.treatments.convert:convert",
     "recalibrate": "normscope.treat.treatments.recalibrate:recalibrate",
     "fold": "normscope.treat.treatments.fold:fold",
+    "fuse": "normscope.treat.treatments.fuse:fuse",
     "freeze": "normscope.treat.treatments.freeze:freeze",
     "unfreeze": "normscope.treat.treatments.freeze:unfreeze",
     "adapt": "normscope.treat.treatments.adapt:adapt",

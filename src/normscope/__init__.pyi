@@ -33,6 +33,7 @@ from normscope.treat.treatments.convert import convert as convert
 from normscope.treat.treatments.fold import fold as fold
 from normscope.treat.treatments.freeze import freeze as freeze
 from normscope.treat.treatments.freeze import unfreeze as unfreeze
+from normscope.treat.treatments.fuse import fuse as fuse
 from normscope.treat.treatments.recalibrate import recalibrate as recalibrate
 from normscope.treat.trial import trial as trial
 from normscope.verbs import report as report

@@ -14,7 +14,7 @@ from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _BATCH, _SAMPLE, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "S"))
 _ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
-_CACHE = 1 << 19  # bytes of one operand that a task may hold: half of a core's second cache
+_CACHE = 1 << 22  # bytes of one operand that a task may hold: a core's share of the last cache
 _PANEL = 1 << 17  # numbers of a panel of rows
 
 

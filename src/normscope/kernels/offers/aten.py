@@ -26,6 +26,8 @@ def _run(problem: Problem, operands: Operands) -> tuple[Tensor, Statistics | Non
         y, seen = native.measured(x, spec, weight, bias)
     else:
         y = native.normalized(x, spec, weight, bias)
+    if spec.layout == "channels_last" and "N" in spec.over and x.is_contiguous():
+        y = y.contiguous()  # ATen has the channels second, and keeps them so in memory
     return reference.finish(y, x, spec, residual), seen
 
 
