@@ -1,0 +1,423 @@
+"""What watching costs: steps with and without a watcher, beside other watchers, in one process and in turns.
+
+Every way of watching has a training of its own; all run a few steps, turn by turn, and each is compared with the
+unwatched training of the same round. Ours is charged for what its writing thread still has to do: the time ends when
+the record is flushed. Peers that are not installed are named as such.
+
+    python benchmarks/watch.py [--models mlp,encoder,resnet] [--rounds 5] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import normscope as ns
+
+STEPS = {"mlp": 30, "encoder": 5, "resnet": 4}  # in a round
+
+
+# what is trained -----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(y + self.shortcut(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(1000, 256)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.1, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 4)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.embed(ids)).mean(1))
+
+
+def resnet() -> nn.Module:
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    blocks = [Block(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def mlp(width: int = 256, depth: int = 10) -> nn.Module:
+    layers = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+TRAININGS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
+    "mlp": (mlp, lambda: torch.randn(256, 256)),
+    "encoder": (Encoder, lambda: torch.randint(0, 1000, (16, 128))),
+    "resnet": (resnet, lambda: torch.randn(128, 3, 32, 32)),
+}
+WORDS = {
+    "mlp": "MLP, 10 × 256, batch 256",
+    "encoder": "encoder, 4 layers, d 256, 16 × 128",
+    "resnet": "ResNet-20, batch 128, 32 × 32",
+}
+
+
+class Training:
+    def __init__(self, name: str) -> None:
+        build, batch = TRAININGS[name]
+        torch.manual_seed(0)
+        self.model, self.x = build(), batch()
+        self.y = torch.randint(0, 10, (len(self.x),))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step(self) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+def leaves(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if not module._modules]
+
+
+# ways of watching: each yields what to call after the steps of a round ---------------------------------
+
+
+@contextmanager
+def unwatched(training: Training) -> Iterator[Callable[[], None]]:
+    yield lambda: None
+
+
+@contextmanager
+def ours(training: Training, every: int | str) -> Iterator[Callable[[], None]]:
+    with tempfile.TemporaryDirectory() as place, ns.watch(training.model, training.optimizer, place, every=every) as w:
+        yield lambda: w._journal.writer.flush() and None
+
+
+@contextmanager
+def outputs(training: Training, told: Callable[[torch.Tensor], object]) -> Iterator[Callable[[], None]]:
+    def hook(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            told(output.detach())
+
+    handles = [module.register_forward_hook(hook) for module in leaves(training.model)]
+    yield lambda: None
+    for handle in handles:
+        handle.remove()
+
+
+def five(x: torch.Tensor) -> tuple[float, ...]:
+    return x.mean().item(), x.std().item(), x.amin().item(), x.amax().item(), (x == 0).float().mean().item()
+
+
+@contextmanager
+def tensorboard(training: Training) -> Iterator[Callable[[], None]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as place, SummaryWriter(place) as writer:
+
+        def hook(_: object) -> None:
+            for name, parameter in training.model.named_parameters():
+                writer.add_histogram(name, parameter.detach())
+                if parameter.grad is not None:
+                    writer.add_histogram(f"{name}.grad", parameter.grad)
+
+        handle = training.optimizer.register_step_pre_hook(lambda *_: hook(None))
+        with outputs(training, lambda x: writer.add_histogram("output", x)):
+            yield writer.flush
+        handle.remove()
+
+
+@contextmanager
+def wandb(training: Training) -> Iterator[Callable[[], None]]:
+    import wandb as peer
+
+    with tempfile.TemporaryDirectory() as place:
+        os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=place)
+        run = peer.init(project="bench", dir=place)
+        peer.watch(training.model, log="all", log_freq=1)
+        handle = training.optimizer.register_step_post_hook(lambda *_: run.log({"step": 1}))
+        yield lambda: None
+        handle.remove()
+        peer.unwatch(training.model)
+        run.finish(quiet=True)
+
+
+def fastai(x: torch.Tensor) -> tuple[object, ...]:
+    """What fastai's `ActivationStats(with_hist=True)` takes of each output."""
+    x = x.float()
+    return x.mean().item(), x.std().item(), (x <= 0.05).long().sum().item() / x.numel(), x.histc(40, 0, 10)
+
+
+WAYS: dict[str, tuple[str | None, Callable]] = {
+    "unwatched": (None, unwatched),
+    "normscope, default": (None, lambda training: ours(training, "auto")),
+    "normscope, every=1": (None, lambda training: ours(training, 1)),
+    "sum of every leaf's output": (None, lambda training: outputs(training, lambda x: x.sum().item())),
+    "five statistics of every leaf's output": (None, lambda training: outputs(training, five)),
+    'wandb.watch(log="all"), offline': ("wandb", wandb),
+    "the statistics of fastai's ActivationStats": (None, lambda training: outputs(training, fastai)),
+    "TensorBoard histograms": ("tensorboard", tensorboard),
+}
+
+
+def compare(name: str, rounds: int) -> dict[str, list[float] | str]:
+    """By way: the ratios to the unwatched steps of the same round, or why there are none."""
+    ways: dict[str, tuple[Training, Callable[[], None]]] = {}
+    found: dict[str, list[float] | str] = {}
+    with contextlib.ExitStack() as stack:
+        for way, (needs, watching) in WAYS.items():
+            if needs is not None and importlib.util.find_spec(needs) is None:
+                found[way] = "not installed"
+                continue
+            training = Training(name)
+            training.step()
+            try:
+                finish = stack.enter_context(watching(training))
+                training.step()
+                training.step()
+                finish()
+            except Exception as error:
+                found[way] = f"{type(error).__name__}: {error}"[:80]
+                continue
+            ways[way], found[way] = (training, finish), []
+        for _ in range(rounds):
+            times = {way: timed(*both, STEPS[name]) for way, both in ways.items()}
+            for way, took in times.items():
+                told = found[way]
+                assert isinstance(told, list)
+                told.append(took if way == "unwatched" else took / times["unwatched"])
+    return found
+
+
+def timed(training: Training, finish: Callable[[], None], steps: int) -> float:
+    """Seconds a step."""
+    gc.collect()
+    started = time.perf_counter()
+    for _ in range(steps):
+        training.step()
+    finish()
+    return (time.perf_counter() - started) / steps
+
+
+# what else watching takes ----------------------------------------------------------------------------
+
+
+def run_of(name: str, steps: int) -> dict[str, float]:
+    """One watched run of so many steps by default beside an unwatched one: the median step, the whole, its share."""
+    spent: dict[str, tuple[float, float]] = {}
+    for way in ("unwatched", "normscope, default"):
+        training = Training(name)
+        training.step()
+        with WAYS[way][1](training) as finish:
+            took = []
+            for _ in range(steps):
+                started = time.perf_counter()
+                training.step()
+                took.append(time.perf_counter() - started)
+            finish()
+        spent[way] = statistics.median(took), sum(took)
+    (plain, whole), (median, total) = spent.values()
+    return {"steps": steps, "median": median / plain, "whole": total / whole, "seconds": whole}
+
+
+def disk(name: str, steps: int) -> tuple[int, int]:
+    """Bytes of the record of `steps` steps at every=1, and how many sites it has."""
+    training = Training(name)
+    with tempfile.TemporaryDirectory() as place:
+        with ns.watch(training.model, training.optimizer, place, every=1):
+            for _ in range(steps):
+                training.step()
+        return sum(file.stat().st_size for file in Path(place).iterdir()), len(ns.Record(place).sites)
+
+
+def peak(name: str, every: str) -> int:
+    """Peak resident bytes of a process that trains six steps, watched or not."""
+    code = f"import watch; watch.train_six({name!r}, {every!r})"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
+    ).stdout
+    return int(told.split()[-1]) * 1024
+
+
+def train_six(name: str, every: str) -> None:
+    training = Training(name)
+    watching = {"none": unwatched, "auto": lambda t: ours(t, "auto"), "1": lambda t: ours(t, 1)}[every]
+    with watching(training) as finish:
+        for _ in range(6):
+            training.step()
+        finish()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def query(sites: int, steps: int) -> tuple[float, float, int]:
+    """Seconds to write, to open and draw the first series of, a record of so many sites and steps; its bytes."""
+    from normscope.record.rows import summary_row
+    from normscope.record.sink import Sink
+    from normscope.stats import Summary
+    from normscope.stats.digest import Digest
+    from normscope.terms.site import Site
+
+    place = Path(tempfile.mkdtemp())
+    digest = Digest.of(Summary.of(torch.randn(8192)))
+    row = summary_row(Site("layer"), 0, "live", digest)
+    started = time.perf_counter()
+    sink = Sink(place / "rank0.sqlite")
+    named = [Site(f"layer{index}") for index in range(sites)]
+    for first in range(0, steps, 50):
+        at = range(first, min(steps, first + 50))
+        sink.write([row._replace(site=site, values=(step, *row.values[1:])) for step in at for site in named])
+    sink.write([], end=True)
+    sink.release()
+    wrote = time.perf_counter() - started
+    started = time.perf_counter()
+    with ns.Record(place) as record:
+        assert len(record.series(f"layer{sites // 2}", "std").values) == steps
+    opened, size = time.perf_counter() - started, sum(file.stat().st_size for file in place.iterdir())
+    shutil.rmtree(place)
+    return wrote, opened, size
+
+
+def attach(layers: int) -> tuple[float, float]:
+    """Seconds to attach to a model of so many layers, and what the first step takes above an unwatched one."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> float:
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        model(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
+        return time.perf_counter() - started
+
+    step()
+    plain = step()
+    with tempfile.TemporaryDirectory() as place:
+        started = time.perf_counter()
+        with ns.watch(model, optimizer, place):
+            attached = time.perf_counter() - started
+            return attached, step() - plain
+
+
+# the page ------------------------------------------------------------------------------------------
+
+
+def cell(told: list[float] | str | None, *, milliseconds: bool = False) -> str:
+    if not isinstance(told, list):
+        return told or "–"
+    scale, digits = (1e3, 1) if milliseconds else (1.0, 2)
+    low, middle, high = (f"{scale * value:.{digits}f}" for value in (min(told), statistics.median(told), max(told)))
+    return f"{middle}{' ms' if milliseconds else ''} ({low}–{high})"
+
+
+def page(told: dict) -> str:
+    names = [name for name in TRAININGS if name in told["compared"]]
+    lines = [
+        "# What watching costs on a CPU",
+        "",
+        f"`python benchmarks/watch.py`, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads of {processor()}.",
+        "Steps of all ways run in turns in one process; ratios to the unwatched steps of the same",
+        "round: median (range). Ours ends when the record is on the disk.",
+        "",
+        "| | " + " | ".join(WORDS[name] for name in names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for way in WAYS:
+        cells = (cell(told["compared"][name].get(way), milliseconds=way == "unwatched") for name in names)
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    lines += ["", *told.get("notes", {}).values(), ""]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    found = Path("/proc/cpuinfo").read_text().partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
+    return found or platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="mlp,encoder,resnet")
+    parser.add_argument("--only", default="compare,run,disk,memory,query,attach")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1000, help="of the long run by default")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    names, parts = asked.models.split(","), asked.only.split(",")
+    kept = asked.out / "watch-cpu.json"
+    told = json.loads(kept.read_text()) if kept.exists() else {"compared": {}, "notes": {}}
+    notes = told["notes"]
+    for name in names:
+        if "compare" in parts:
+            told["compared"][name] = compare(name, asked.rounds)
+        if "run" in parts:
+            run = run_of(name, asked.steps)
+            notes[f"run {name}"] = (
+                f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched): median step "
+                f"{run['median']:.3f} ×, all of it {run['whole']:.3f} ×."
+            )
+        if "disk" in parts:
+            size, sites = disk(name, 40)
+            notes[f"disk {name}"] = (
+                f"- {WORDS[name]}: {size * 25 / 1e6:.0f} MB on disk per 1,000 steps at every=1, of {sites} sites: "
+                f"{size * 25 / sites / 1e3:.0f} kB a site."
+            )
+        if "memory" in parts:
+            plain, auto, dense = (peak(name, every) for every in ("none", "auto", "1"))
+            notes[f"memory {name}"] = (
+                f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
+                f"{auto / plain:.3f} × by default, {dense / plain:.3f} × at every=1."
+            )
+    if "query" in parts:
+        wrote, opened, size = query(1000, 2000)
+        notes["query"] = (
+            f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {wrote:.0f} s to write, "
+            f"{opened:.2f} s to open and read the first series."
+        )
+    if "attach" in parts:
+        attached, first = attach(10_000)
+        notes["attach"] = (
+            f"- A model of 10,000 layers: attached in {attached:.2f} s, its first step {first:.1f} s longer."
+        )
+    asked.out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(told, indent=1))
+    (asked.out / "watch-cpu.md").write_text(page(told))
+    print(page(told))
+
+
+if __name__ == "__main__":
+    main()
