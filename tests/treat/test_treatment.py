@@ -105,6 +105,13 @@ prescriptions = st.sampled_from(
         Prescription("remove_bias"),
         Prescription("convert", arguments={"to": "GroupNorm"}),
         Prescription("convert", arguments={"to": "BatchNorm"}),
+        Prescription("convert", arguments={"to": "GroupNorm+WS"}),
+        Prescription("convert", arguments={"to": "none"}),
+        Prescription("freeze"),
+        Prescription("fold"),
+        Prescription("adapt", arguments={"mode": "ema"}),
+        Prescription("zero_residuals"),
+        Prescription("initialize_on_data", arguments={"method": "lsuv", "seed": 1}),
     ]
 )
 
@@ -116,9 +123,54 @@ def test_a_copy_is_treated_and_the_original_is_bitwise_untouched(model, prescrip
     before = fingerprint(model)
     treated = treat(model, prescription, data=batch())
     assert treated.model is not model and same(fingerprint(model), before)
-    treated.model(batch()).sum().backward()
+    treated.model(batch())
     assert same(fingerprint(model), before)
-    assert treated.model.training == model.training
+    if prescription.treatment not in ("fold", "adapt"):  # which are for inference
+        treated.model(batch()).sum().backward()
+        assert same(fingerprint(model), before)
+        assert treated.model.training == model.training
+    assert set(treated.parameters) == {name for name, _ in model.named_parameters()}
+    now = dict(treated.model.named_parameters(remove_duplicate=False))
+    assert set(filter(None, treated.parameters.values())) <= now.keys()
+    old = dict(model.named_parameters())
+    if prescription.treatment in ("freeze", "remove_bias", "insert_norm", "convert"):  # the same numbers, or gone
+        kept = {name: new for name, new in treated.parameters.items() if new is not None}
+        assert all(old[name].shape == now[new].shape for name, new in kept.items())
+        assert prescription.treatment == "remove_bias" or "stem.bias" not in old or "stem.bias" in kept
+
+
+@few
+@given(networks())
+def test_what_is_exact_computes_the_same_in_evaluation_mode(model):
+    wanted = copy.deepcopy(model).eval()(batch())
+    for prescription in (
+        Prescription("fold"),
+        Prescription("remove_bias"),
+        Prescription("freeze"),
+        Prescription("convert", arguments={"to": "FrozenBatchNorm"}),
+        Prescription("convert", arguments={"to": "BatchRenorm"}),
+    ):
+        treated = treat(model, prescription, data=batch())
+        if treated.preserves == "exact":
+            assert difference(treated.model.eval()(batch()), wanted) < 1e-9
+            assert treated.error is None or treated.error < 1e-9
+
+
+@settings(few, max_examples=8)
+@given(networks())
+def test_nothing_changes_when_a_treatment_is_refused(model):
+    before = fingerprint(model)
+    refused = [
+        Prescription("insert_norm", ("nowhere",)),
+        Prescription("convert", arguments={"to": "NoNorm"}),
+        Prescription("recalibrate", arguments={"estimator": "none"}),
+        Prescription("initialize_on_data", ("stem",)),
+        Prescription("suit_stream"),
+    ]
+    for prescription in refused:
+        with pytest.raises(ns.NormscopeError):
+            treat(model, prescription, data=batch(), inplace=True)
+        assert same(fingerprint(model), before)
 
 
 @few

@@ -64,7 +64,7 @@ def norm_for_stream(data: Iterable[Any]) -> Choice:
     Raises:
         DataError: there are fewer than two batches, or nothing varies in them.
     """
-    tensors = [_samples(batch) for batch in data]
+    tensors = [_samples(batch) for batch in ([data] if isinstance(data, Tensor) else data)]
     rows = [_means(x) for x in tensors]
     if len(rows) < 2 or not _varies(rows):
         raise DataError(

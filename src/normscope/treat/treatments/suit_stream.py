@@ -9,13 +9,14 @@ measured error. Norms that look at no batch stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from normscope.anatomy.walk import sites as sites_of
 from normscope.terms.errors import DataError
+from normscope.treat.batches import batches
 from normscope.treat.stream import norm_for_stream
 from normscope.treat.surgery import within
 from normscope.treat.treatment import Change, Treated, Treatment, then, treatments
@@ -40,7 +41,7 @@ def apply(model: nn.Module, sites: Sequence[str] = (), *, data: Any = None) -> T
             because="the size, the likeness and the drift of batches are measured on batches",
             do="pass data: some thirty batches in the order in which training will meet them",
         )
-    data = list(data) if isinstance(data, Iterator) else data
+    data = list(batches(data, model))
     choice = norm_for_stream(data)
     chosen = within(model, sites)
     paths = [
