@@ -25,7 +25,8 @@ def record(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "run", "lint", "diagnose", "trial", "report", "live", "compare", "export", "explain", "rules", "norms"]
+    "command",
+    ["demo", "run", "lint", "diagnose", "trial", "report", "live", "compare", "export", "explain", "rules", "norms"],
 )
 def test_every_command_has_help_with_an_example(command):
     done = normscope(command, "--help")
