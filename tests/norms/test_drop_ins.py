@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import re
 
@@ -62,6 +63,51 @@ def compare(ours, theirs, x, **tolerance):
         layer.zero_grad()
     for one, other in zip(*seen, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
+
+
+FLAGS = {"affine": False, "bias": False, "track_running_stats": False, "momentum": None, "eps": 1e-2}
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+SIZES = {"1d": [(), (5,)], "2d": [(3, 5), (1, 2)], "3d": [(2, 1, 3)]}
+
+
+def layouts(x):
+    """The values of `x` as they may lie in memory."""
+    yield x
+    yield x.repeat_interleave(2, 0)[::2]
+    if x.ndim in (4, 5):
+        yield x.contiguous(memory_format=LAST[x.ndim])
+
+
+def meets(kind, shape, flag):
+    """Whether torch takes that: of one cell a statistic it makes nothing, and it knows not every flag everywhere."""
+    cells = torch.Size(shape[2:]).numel() * (1 if "Instance" in kind else shape[0])
+    unknown = flag in ("track_running_stats", "momentum") and "Group" in kind
+    return cells > 1 and not unknown and (len(shape) > 2 or "Instance" not in kind)
+
+
+@pytest.mark.parametrize("kind", NAMES[:7])
+def test_equals_torch_at_every_batch_size_flag_and_layout(kind):
+    shapes = [(n, 6, *tail) for n in (1, 2, 7, 64) for tail in SIZES.get(kind[-2:], [(), (5,), (3, 5)])]
+    for shape, (flag, value) in itertools.product(shapes, {None: None, **FLAGS}.items()):
+        if not meets(kind, shape, flag):
+            continue
+        args, told = (3, 6) if kind == "GroupNorm" else (6,), {} if flag is None else {flag: value}
+        if "Instance" in kind and flag in ("bias", "momentum"):
+            told |= {"affine": True, "track_running_stats": True}
+        for x in layouts(torch.randn(shape, dtype=F64) * 3 + 1):
+            ours, theirs = pair(kind, args, told)
+            compare(ours, theirs, x)
+            y, formats = ours.train()(x), {torch.contiguous_format, LAST.get(x.ndim, torch.contiguous_format)}
+            assert all(y.is_contiguous(memory_format=each) for each in formats if x.is_contiguous(memory_format=each))
+
+
+def test_the_gradient_of_one_image_in_channels_last_at_inference():
+    """torch 2.13 mixes up the strides of instance norm's gradient there; this is the formula's."""
+    layer = ns.nn.InstanceNorm2d(6, affine=True, track_running_stats=True, dtype=F64)
+    layer(torch.randn(4, 6, 3, 5, dtype=F64))
+    x, upstream = (torch.randn(1, 6, 3, 5, dtype=F64).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    (grad,) = torch.autograd.grad(layer.eval()(x.requires_grad_()), x, upstream)
+    torch.testing.assert_close(grad, upstream / (layer.running_var + 1e-5).sqrt()[:, None, None])
 
 
 def without_bias(layer):

@@ -252,6 +252,14 @@ def test_export(name):
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+def test_what_torch_cannot_do_it_says():
+    """Named in docs/norms/index.md: no pickle of what is parametrized, no vmap over ATen's recurrent loop."""
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(made("weight_norm"))
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::lstm"):
+        vmap(made("LSTM None"))(batch()[:, None])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm1d", "GroupNorm", "LayerNorm", "LayerNorm2d", "RMSNorm"])
 def test_onnx(name, tmp_path):

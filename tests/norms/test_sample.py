@@ -122,21 +122,43 @@ def test_batch_channel_norm():
     z = torch.nn.functional.group_norm(z, 3)
     torch.testing.assert_close(y, z * along(layer.weight.repeat_interleave(2)) + along(layer.bias.repeat_interleave(2)))
     plain = ns.nn.BatchChannelNorm(6, 3, estimate=False, dtype=F64)
+    upstream, leaf = torch.randn_like(x), x.clone().requires_grad_()  # the estimates stand outside the gradient
+    fixed = ns.nn.build(ns.catalog["FrozenBatchNorm"], 6, dtype=F64)
+    fresh = ns.nn.BatchChannelNorm(6, 3, dtype=F64)
+    (found,) = torch.autograd.grad(fresh(leaf), leaf, upstream)
+    fixed.load_state_dict(fresh.over_batch.state_dict())
+    (wanted,) = torch.autograd.grad(torch.nn.functional.group_norm(fixed(leaf), 3), leaf, upstream)
+    torch.testing.assert_close(found, wanted)
     x = image()
     torch.testing.assert_close(
         plain(x), torch.nn.functional.group_norm(torch.nn.BatchNorm2d(6, dtype=F64)(x), 3), rtol=1e-6, atol=1e-6
     )
 
 
-@pytest.mark.parametrize("name", ["SwitchableNorm", "FilterResponseNorm", "BatchChannelNorm"])
+@pytest.mark.parametrize("name", ["SwitchableNorm", "FilterResponseNorm", "BatchChannelNorm", "EvoNormB0", "EvoNormS0"])
 def test_masks_reach_every_part(name):
     x = image(4, 6, 1, 5)[:, :, 0]
     mask = torch.arange(5) < torch.tensor([5, 3, 4, 1])[:, None]
-    args = (6, 3) if name == "BatchChannelNorm" else (6,)
+    args = (6, 3) if name in ("BatchChannelNorm", "EvoNormS0") else (6,)
     noise = torch.where(mask[:, None], x, torch.randn_like(x))
+    one_sample = getattr(ns.nn, name)(*args, dtype=F64).eval()  # what a sample alone and cut to its length gives
+    torch.testing.assert_close(one_sample(x, mask)[1:2, :, :3], one_sample(x[1:2, :, :3]))
     one, other = (getattr(ns.nn, name)(*args, dtype=F64)(data, mask) for data in (x, noise))
     torch.testing.assert_close(torch.where(mask[:, None], one, 0), torch.where(mask[:, None], other, 0))
     torch.testing.assert_close(one.movedim(1, 2)[~mask], x.movedim(1, 2)[~mask])
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # torch's own
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_of_two_dtypes_is_torchs_and_the_other_conventions_keep_the_inputs(weight_dtype):
+    x = torch.randn(2, 3, 64).bfloat16()
+    ours, theirs = (home.RMSNorm(64, eps=1e-6, dtype=weight_dtype) for home in (ns.nn, torch.nn))
+    one, other = ours(x), theirs(x)
+    assert one.dtype is other.dtype
+    torch.testing.assert_close(one, other, atol=0, rtol=0)
+    for name in ("LlamaRMSNorm", "GemmaRMSNorm"):
+        layer = ns.nn.build(ns.catalog[name], 64, dtype=weight_dtype)
+        assert layer(x).dtype is torch.bfloat16
 
 
 def test_llama_gemma_and_t5_conventions():

@@ -76,6 +76,30 @@ def test_evaluation_uses_the_average_covariance(kind, fields):
     torch.testing.assert_close(layer(x)[:1], y)
 
 
+@pytest.mark.parametrize(("kind", "fields"), LAYERS)
+def test_masked_cells_are_neither_counted_nor_written(kind, fields):
+    x, lengths = mixed((9, 4, 7)), torch.tensor([7, 2, 5, 1, 7, 3, 6, 4, 7])
+    mask = torch.arange(7) < lengths[:, None]
+    sick = torch.where(mask[:, None], x, float("nan")).requires_grad_()
+    masked, packed = kind(4, dtype=F64, **fields), kind(4, dtype=F64, **fields)
+    for training in (True, False):
+        y = masked.train(training)(sick, lengths)
+        torch.testing.assert_close(y.movedim(1, 2)[mask], packed.train(training)(x.movedim(1, 2)[mask]))
+        assert y.movedim(1, 2)[~mask].isnan().all()
+        (grad,) = torch.autograd.grad(y.movedim(1, 2)[mask].square().sum(), sick)
+        assert grad.isfinite().all() and not grad.movedim(1, 2)[~mask].any()
+    torch.testing.assert_close(masked.state_dict(), packed.state_dict())
+    before = masked.running_cov.clone()
+    masked.train()(x, torch.zeros(9, 7, dtype=torch.bool))
+    assert torch.equal(masked.running_cov, before) and masked.num_batches_skipped == 1
+
+
+def test_momentum_zero_holds_still():
+    layer = ns.nn.IterNorm(4, momentum=0.0, dtype=F64)
+    layer(mixed((32, 4)))
+    assert torch.equal(layer.running_cov[0], torch.eye(4, dtype=F64)) and not layer.running_mean.any()
+
+
 @pytest.mark.parametrize(("kind", "fields"), [(LAYERS[0][0], {"eps": 1e-3}), (LAYERS[1][0], {"iterations": 3})])
 def test_gradients_twice(kind, fields):
     layer = kind(3, dtype=F64, **fields)

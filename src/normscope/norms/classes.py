@@ -42,7 +42,7 @@ class _OfFeatures(Norm):
         spec = row.but(
             infer_from=kept if track_running_stats else own,
             eps=eps,
-            momentum=momentum,
+            momentum=0.0 if momentum is None and kept == "running" else momentum,  # torch's InstanceNorm stands still
             affine=affine,
             bias=affine and bias,
         ).but(**fields)

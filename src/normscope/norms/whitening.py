@@ -96,7 +96,8 @@ class Whitening(nn.Module):
         kept = mean.isfinite().all() & cov.isfinite().all() & (cells > 0)
         for name, value in (("running_mean", mean), ("running_cov", cov)):
             buffer = self.get_buffer(name)
-            buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), self.spec.momentum or 0.1)
+            share = 0.1 if self.spec.momentum is None else self.spec.momentum
+            buffer.lerp_(torch.where(kept, value.to(buffer.dtype), buffer), share)
         self.get_buffer("num_batches_tracked").add_(kept)
         self.get_buffer("num_batches_skipped").add_(~kept)
 
