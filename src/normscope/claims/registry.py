@@ -60,6 +60,7 @@ def explain(id: str) -> str:
             f"PROTOCOL\n  {one.protocol}",
             f"DECISION\n  holds above {rule.holds_above:g}, fails below {rule.fails_below:g} ({rule.unit})",
             f"  {rule.reason}",
+            f"SEE\n  {', '.join(f'normscope explain {name}' for name in one.see)}",
             "RUN IT\n  normscope claims run " + one.id,
         ]
     )
