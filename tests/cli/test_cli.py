@@ -117,6 +117,29 @@ def test_a_script_that_raises_raises_the_same_and_keeps_its_record(tmp_path):
     assert any(event.kind == "crash" and "out of luck" in event.text for event in ns.Record(tmp_path / "run").events)
 
 
+def test_an_interrupted_script_ends_with_its_diagnosis_and_the_settings_say_of_what(tmp_path):
+    script = tmp_path / "flat.py"
+    script.write_text(
+        "import torch; from torch import nn; torch.manual_seed(0)\n"
+        "m = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))\n"
+        "for p in m.parameters(): nn.init.normal_(p, std=3.0)\n"
+        "o = torch.optim.SGD(m.parameters(), 0.01)\n"
+        "for i in range(24):\n"
+        "    x = torch.randn(64, 8); o.zero_grad()\n"
+        "    nn.functional.cross_entropy(m(x), x[:, :4].argmax(1)).backward(); o.step()\n"
+        "raise KeyboardInterrupt\n"
+    )
+    done = normscope("run", "--path", "run", "--every", "2", "flat.py", cwd=tmp_path)
+    assert done.returncode == 130
+    assert 0 < done.stderr.index("KeyboardInterrupt") < done.stderr.index("NS202")
+    assert "With a norm before the activations" in " ".join(done.stderr.split()), "causes are tried on the model"
+    (tmp_path / "pyproject.toml").write_text('[tool.normscope.per-site-ignores]\n"*" = ["NS2"]\n')
+    assert normscope("diagnose", "run", "--select", "NS2", cwd=tmp_path).returncode == 0
+    (tmp_path / "pyproject.toml").write_text('[tool.normscope]\nselect = ["NS202"]\nfail-on = "note"\n')
+    assert normscope("diagnose", "run", cwd=tmp_path).returncode == 1
+    assert normscope("diagnose", "run", "--select", "NS205", cwd=tmp_path).returncode == 0
+
+
 def test_a_script_chooses_its_own_exit_code(tmp_path):
     (tmp_path / "s.py").write_text("import sys; print(sys.argv[1:]); sys.exit(7)")
     done = normscope("run", "--quiet", "s.py", "--path", "mine", "-x", cwd=tmp_path)

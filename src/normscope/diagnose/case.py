@@ -202,6 +202,20 @@ class Case(Datum):
         last = self.sites[-1] if self.sites else None
         return last if last is not None and last.role == "activation" else None
 
+    def balance(self, site: Site) -> Track:
+        """|mean| over root mean square of the gradient at an output: next to 0 where a softmax reads it.
+
+        A softmax does not see a constant that is common to the classes, so its gradient adds up to zero over them.
+        """
+        for source in ("live", "probe"):
+            mean, size = (read(site.at("gradient"), source) for read in (self._mean, self.root_mean_square))
+            if len(mean) and len(mean) == len(size):
+                return Track.of(mean.steps, np.abs(mean.values) / np.where(size.values > 0, size.values, np.nan))
+        return Track.of((), ())
+
+    def _mean(self, tensor: Site, source: str) -> Track:
+        return self.over(tensor, "mean", source)
+
     def saturation(self, site: Site) -> Track:
         """The share of an activation's input that lies beyond its function's saturation points."""
         function = activation_named(site.kind)

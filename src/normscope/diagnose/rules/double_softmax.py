@@ -36,15 +36,13 @@ from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
-from normscope.diagnose.track import Track
 from normscope.terms.activations import activation_named
 from normscope.terms.finding import Finding
-from normscope.terms.site import Site
 
 BALANCED = Threshold(
-    0.02,
-    "the gradient of cross-entropy is softmax − target, which adds up to 0; that of −log p is −1/p at one class of C, "
-    "whose mean over root mean square is 1/√C: 0.03 at a thousand classes",
+    1e-3,
+    "the gradient of cross-entropy is softmax − target, which adds up to 0 but for rounding; that of −log p is −1/p at "
+    "one class of C, whose mean over root mean square is 1/√C: 0.03 at a thousand classes",
     "ratio",
 )
 
@@ -56,7 +54,7 @@ def check(case: Case) -> Iterator[Finding]:
     if site is None or function is None or function.name != "softmax" or len(case.loss) < 6 or case.diverged:
         return
     classes = case.channels(site)
-    balance = _balance(case, site)
+    balance = case.balance(site)
     if classes < 2 or len(balance) < 2 or not float(np.median(balance.values)) < BALANCED.value:
         return
     high = log(e + classes - 1)
@@ -76,15 +74,6 @@ def check(case: Case) -> Iterator[Finding]:
             )
         ],
     )
-
-
-def _balance(case: Case, site: Site) -> Track:
-    """|mean| over root mean square of the gradient at the softmax's output."""
-    for source in ("live", "probe"):
-        mean, size = case.over(site.at("gradient"), "mean", source), case.root_mean_square(site.at("gradient"), source)
-        if len(mean) and len(mean) == len(size):
-            return Track.of(mean.steps, np.abs(mean.values) / np.where(size.values > 0, size.values, np.nan))
-    return Track.of((), ())
 
 
 def _network(softmax: bool) -> nn.Module:

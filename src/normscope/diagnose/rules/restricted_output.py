@@ -1,16 +1,19 @@
 """The activation at the end of the network keeps it from saying what the loss asks for.
 
 ## What it finds
-Networks that end in an activation and have stopped learning (nothing of their loss is lost in the second half of the
-run, and less than half in all) while that activation stands in the way: more than half of its inputs lie where it is
-silent (ReLU on logits or on targets that can be negative) or flat (sigmoid or tanh for targets beyond their bounds).
+Networks that end in a bounded or rectifying activation whose output a cross-entropy takes for logits: its gradient adds
+up to zero over the classes, as only a softmax behind it makes it. And networks that end in an activation and have
+stopped learning (nothing of their loss is lost in the second half of the run, and less than half in all) while that
+activation stands in the way: more than half of its inputs lie where it is silent (ReLU for targets that can be
+negative) or flat (sigmoid or tanh for targets beyond their bounds).
 
 ## Why it hurts
 What the loss wants is beyond what the function can give. The gradient that reaches the output is healthy, and dies in
 the last function; the loss stays on a plateau that no learning rate leaves.
 
 ## Evidence
-The share of the last activation's inputs in its silent or flat part on the fixed batch.
+The mean of the gradient at the output over its root mean square; the share of the last activation's inputs in its
+silent or flat part on the fixed batch.
 
 ## Prescription
 Let the network end in its last linear layer: losses for classes take logits (`cross_entropy`,
@@ -46,6 +49,12 @@ from normscope.terms.site import Site
 BLOCKED = Threshold(
     0.5, "the median input of the last function gets no gradient: half of what the loss asks for is not heard", "share"
 )
+BALANCED = Threshold(
+    1e-4,
+    "the gradient of cross-entropy is softmax − target, which adds up to 0 but for rounding (1e-8); that of a squared "
+    "error would have to do so at every sampled step by chance",
+    "ratio",
+)
 STALLED = Threshold(0.1, "a tenth of the loss, beyond its noise: what counts as learning in every rule here", "share")
 
 _FREE = frozenset(["softmax", "log_softmax", "logsigmoid", "glu"])
@@ -55,22 +64,18 @@ def check(case: Case) -> Iterator[Finding]:
     """At most one finding: the last activation."""
     site = case.answer
     function = activation_named(site.kind) if site is not None else None
-    if site is None or function is None or function.name in _FREE or case.thrives or case.diverged:
+    if site is None or function is None or function.name in _FREE or case.diverged:
         return
-    share = _share(case, site, function).late()
-    if len(share) < 2 or len(case.loss) < 12 or (case.loss.late().fallen or 0.0) > STALLED.value:
+    found = _logits(case, site, function) or _stalled(case, site, function)
+    if found is None:
         return
-    value = float(np.median(share.values))
-    if not value > BLOCKED.value:
-        return
-    part = "is silent" if function.silent_below is not None else "is flat"
+    words, threshold, value, track = found
     yield RULE.finding(
         [site.path],
-        f"The network ends in {function.name}, which {part} for {value:.0%} of what `{site.place}` reads, and the loss "
-        f"has lost {case.loss.late().fallen or 0.0:.0%} in the second half of the run.",
-        BLOCKED.evidence("blocked", value, share.steps, [(site.key, value)]),
-        severity="error" if case.learns is False else "warning",
-        since_step=int(share.steps[0]),
+        words,
+        threshold.evidence("balance" if threshold is BALANCED else "blocked", value, track.steps, [(site.key, value)]),
+        severity="error" if case.learns is False else "note" if case.thrives else "warning",
+        since_step=int(track.steps[0]),
         prescriptions=[
             remedies.advice(
                 f"take `{site.place}` away: end in the last linear layer, and use a loss that takes its output as it "
@@ -80,6 +85,38 @@ def check(case: Case) -> Iterator[Finding]:
             remedies.advice("or scale the targets into the bounds of the function"),
         ],
     )
+
+
+_Found = tuple[str, Threshold, float, Track]
+
+
+def _logits(case: Case, site: Site, function: Activation) -> _Found | None:
+    """A softmax reads what the function leaves of the logits."""
+    balance = case.balance(site)
+    bounded = function.silent_below == 0 or None not in (function.low, function.high)
+    if not bounded or case.channels(site) < 3 or len(balance) < 3 or not balance.values.max() < BALANCED.value:
+        return None
+    value = float(balance.values.max())
+    words = (
+        f"The network ends in {function.name}, and the gradient at `{site.place}` adds up to zero over its "
+        f"{case.channels(site)} units ({value:.1e} of its size): a cross-entropy takes what {function.name} leaves for "
+        "logits."
+    )
+    return words, BALANCED, value, balance
+
+
+def _stalled(case: Case, site: Site, function: Activation) -> _Found | None:
+    """The function blocks what the loss asks for."""
+    share = _share(case, site, function).late()
+    if case.thrives or len(share) < 2 or len(case.loss) < 12 or (case.loss.late().fallen or 0.0) > STALLED.value:
+        return None
+    value = float(np.median(share.values))
+    part = "is silent" if function.silent_below is not None else "is flat"
+    words = (
+        f"The network ends in {function.name}, which {part} for {value:.0%} of what `{site.place}` reads, and the loss "
+        f"has lost {case.loss.late().fallen or 0.0:.0%} in the second half of the run."
+    )
+    return (words, BLOCKED, value, share) if value > BLOCKED.value else None
 
 
 def _share(case: Case, site: Site, function: Activation) -> Track:
@@ -112,6 +149,7 @@ def _error(output: Tensor, target: Tensor) -> Tensor:
 SICK = (
     Scene(partial(_ending, nn.Sigmoid()), ("3",), data=_targets, loss=_error, optimizer=sgd(0.3), steps=80),
     Scene(partial(_ending, nn.ReLU()), ("3",), data=partial(_targets, -5.0), loss=_error, steps=80),
+    Scene(lambda: nn.Sequential(nn.Linear(32, 8), nn.Sigmoid()), ("1",), optimizer=sgd(0.1)),
 )
 HEALTHY = (
     Scene(partial(_ending, None), data=_targets, loss=_error, steps=80),
@@ -125,7 +163,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"blocked": BLOCKED, "stalled": STALLED},
+    thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED},
     causes=("vanishing_gradient", "exploding_gradient", "rate_too_low", "poor_initialization", "unmoved_layer"),
     sick=SICK,
     healthy=HEALTHY,

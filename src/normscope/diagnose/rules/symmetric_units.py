@@ -1,16 +1,18 @@
 """All units of a layer compute the same, and training keeps them the same.
 
 ## What it finds
-Layers before the last whose units all have the same deviation over the fixed batch, at every probe from the first to
-the last: the weights of the units are equal, as after a constant (or zero) initialization. A branch that starts at zero
-on purpose is no finding, because its units part at the first update.
+Layers whose weights were all one number other than zero when they were first seen; networks of which more than half of
+the layers began at zero; and layers before the last whose units all have the same deviation over the fixed batch, at
+every probe from the first to the last. A branch that starts at zero on purpose is no finding, because its units part at
+the first update.
 
 ## Why it hurts
 Units with equal weights get equal gradients and stay equal forever: the layer has the capacity of one unit, whatever
 its width. With weights of zero behind it, it gets no gradient at all.
 
 ## Evidence
-The spread of the units' deviations over their mean, at every probe.
+The deviation of the weights over their size at the first sampled step; the spread of the units' deviations over their
+mean, at every probe.
 
 ## Prescription
 Draw the weights at random, at the gain of the activation behind them. Zero is right for biases, and for the last layer
@@ -52,37 +54,51 @@ ROUNDING = 1e-3
 
 
 def check(case: Case) -> Iterator[Finding]:
-    """One finding with every layer whose units are and stay the same."""
+    """One finding with every layer whose units are the same."""
     alike = {site: track for site in case.producers[:-1] if len(track := _spread(case, site)) and _throughout(track)}
-    if not alike:
+    one, zero = _constant(case)
+    copied = tuple(dict.fromkeys([*(site.path for site in alike), *one]))
+    sites = tuple(dict.fromkeys([*copied, *zero])) if copied or 2 * len(zero) > len(_layers(case)) else ()
+    if not sites:
         return
-    worst = sorted(alike, key=lambda site: site.depth)
-    track = alike[worst[0]]
-    yield RULE.finding(
-        tuple(dict.fromkeys(site.path for site in worst)),
-        f"The {case.channels(worst[0])} units of `{worst[0].place}` give the same (their deviations differ by "
-        f"{track.last:.0e}) at each of {len(track)} probes, and so do those of {len(alike)} of "
-        f"{len(case.producers)} layers.",
-        EQUAL.evidence("symmetry", track.last, track.steps, [(site.key, alike[site].last) for site in worst]),
-        severity="warning" if case.thrives else "error",
-        since_step=int(track.steps[0]),
-        prescriptions=[_random(tuple(dict.fromkeys([*(site.path for site in worst), *_constant(case)])))],
+    steps = case.record.steps
+    what = f"the weights of {len(one) + len(zero)} of {len(_layers(case))} layers were all one number" * bool(
+        one or zero
     )
+    same = f"the units of {len(alike)} layers give the same at each probe" * bool(alike)
+    told = " and ".join(part for part in (what, same) if part)
+    yield RULE.finding(
+        sites,
+        f"At step {steps[0]} {told}, first of all in `{sites[0]}`: its units get the same gradient.",
+        EQUAL.evidence("symmetry", 0.0, steps, [(path, 0.0) for path in sites]),
+        severity="warning" if case.thrives else "error",
+        since_step=int(steps[0]),
+        prescriptions=[_random(sites)],
+    )
+
+
+def _layers(case: Case) -> tuple[str, ...]:
+    """The trained layers with more than one unit."""
+    trained = (site for site in case.producers if case.parameters(site.path) and case.channels(site) > 1)
+    return tuple(dict.fromkeys(site.path for site in trained))
 
 
 def _throughout(track: Track) -> bool:
     return bool((track.values < EQUAL.value).all())
 
 
-def _constant(case: Case) -> tuple[str, ...]:
-    """The layers whose weights were all equal when they were first seen."""
-    found = []
-    for site in case.producers:
-        for one in case.parameters(site.path):
-            spread = case.over(one, "std") if "weight" in one.name and not site.call else Track.of((), ())
-            if len(spread) and spread.values[0] == 0:
-                found.append(site.path)
-    return tuple(dict.fromkeys(found))
+def _constant(case: Case) -> tuple[list[str], list[str]]:
+    """The layers whose weights were all one number at the first sample, and those whose weights were all zero."""
+    one: list[str] = []
+    zero: list[str] = []
+    for path in _layers(case):
+        for weight in case.parameters(path):
+            size, spread = case.root_mean_square(weight), case.over(weight, "std")
+            if "weight" not in weight.name or not len(spread) or spread.values[0] > EQUAL.value * size.values[0]:
+                continue
+            (one if size.values[0] > 0 else zero).append(path)
+            break
+    return one, zero
 
 
 def _spread(case: Case, site: Site) -> Track:

@@ -1,8 +1,9 @@
 """The network's input is far from mean 0 and deviation 1, which its initialization takes for granted.
 
 ## What it finds
-A first layer, with no normalization before or right behind it, whose input is ten times larger than a standardized one;
-or lies three of its own deviations off zero; or has one feature thirty times as wide as the typical one.
+A first layer, with no normalization before or right behind it, whose input is ten times larger or smaller than a
+standardized one; or lies three of its own deviations off zero; or has one feature thirty times as wide as the typical
+one.
 
 ## Why it hurts
 Initializations keep a variance of one from layer to layer, so the first pre-activations are as large as the input:
@@ -49,6 +50,12 @@ LARGE = Threshold(
     "lies beyond its points of saturation",
     "deviations",
 )
+SMALL = Threshold(
+    0.1,
+    "the same derivation: at a tenth the first layer's output, and with it what the layers behind can tell samples "
+    "apart by, is a tenth of what biases and weights are drawn for",
+    "deviations",
+)
 OFFSET = Threshold(
     3.0,
     "LeCun et al. 1998, section 4.3: an offset of r deviations stretches the curvature by 1 + r², tenfold at three; "
@@ -67,6 +74,11 @@ class _Ill(NamedTuple):
     value: float
     threshold: Threshold
     quantity: str
+
+    @property
+    def excess(self) -> float:
+        """How far beyond the threshold it lies, as a factor."""
+        return SMALL.value / max(self.value, 1e-30) if self.threshold is SMALL else self.value / self.threshold.value
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -111,13 +123,12 @@ def _ill(summary: Summary, *, normed: bool) -> _Ill | None:
     unequal = float(varied.max() / np.median(varied)) if len(varied) > 1 else 1.0
     signs = (
         _Ill("has a root mean square of {value:.3g}, where 1 is taken for granted", summary.rms, LARGE, "rms"),
+        _Ill("has a root mean square of {value:.3g}, where 1 is taken for granted", summary.rms, SMALL, "rms"),
         _Ill("lies {value:.3g} of its deviations off zero", offset, OFFSET, "offset"),
         _Ill("has a feature {value:.3g} times as wide as the median one", unequal, UNEQUAL, "width"),
     )
-    beyond = [
-        sign for sign in signs if sign.value > sign.threshold.value and not (normed and sign.threshold is not UNEQUAL)
-    ]
-    return max(beyond, key=lambda sign: sign.value / sign.threshold.value, default=None)
+    beyond = [sign for sign in signs if sign.excess > 1 and not (normed and sign.threshold is not UNEQUAL)]
+    return max(beyond, key=lambda sign: sign.excess, default=None)
 
 
 def _moved(offset: float = 0.0, scale: float = 1.0) -> Data:
@@ -133,6 +144,7 @@ def _network(norm: bool = False) -> nn.Module:
 SICK = (
     Scene(_network, ("0",), data=partial(_moved, scale=100.0), optimizer=sgd(0.2)),
     Scene(_network, ("0",), data=partial(_moved, offset=20.0)),
+    Scene(_network, ("0",), data=partial(_moved, scale=1e-3), optimizer=sgd(1e-3)),
 )
 HEALTHY = (
     Scene(_network),
@@ -147,7 +159,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"large": LARGE, "offset": OFFSET, "unequal": UNEQUAL},
+    thresholds={"large": LARGE, "small": SMALL, "offset": OFFSET, "unequal": UNEQUAL},
     causes=(
         *("saturated_activation", "dead_units", "vanishing_gradient", "exploding_gradient", "nonfinite_values"),
         *("poor_initialization", "rate_too_high", "drifting_distribution", "uneven_updates", "restricted_output"),
