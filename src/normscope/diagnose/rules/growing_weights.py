@@ -27,6 +27,7 @@ Heo et al. 2021, *AdamP: slowing down the slowdown for momentum optimizers on sc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from torch import nn
@@ -80,8 +81,9 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _before_norms(case: Case) -> Iterator[Site]:
-    """The layers whose weights have a gradient that stands upright on them."""
-    for site in case.producers:
+    """The layers that a norm follows, and whose weights have a gradient that stands upright on them."""
+    followed = (site for site, behind in pairwise(case.sites) if site.role == "producer" and behind.role == "norm")
+    for site in followed:
         for weight in case.parameters(site.path):
             cosine = case.scalar(weight, "radial_gradient")
             if weight.name == "weight" and len(cosine) and float(np.median(cosine.values)) < UPRIGHT.value:
