@@ -1,0 +1,118 @@
+"""Layer and RMS norm on the CPU, with the activation and the residual sum in the same pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.kernels.cpu.pool import launch, missing, words
+from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
+
+_ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
+_TASKS = 64  # panels of rows, whatever the number of threads: sums are the same on every machine
+
+
+def _supports(problem: Problem) -> str | None:
+    spec = problem.spec
+    if problem.device != "cpu":
+        return f"it computes on the CPU, not on {problem.device}"
+    if spec.over != frozenset("C") or spec.groups != 1:
+        return f"it takes statistics over the channels, not over {''.join(sorted(spec.over)) or 'nothing'}"
+    if not _is_rms(problem) and not (spec.center and spec.scale == "std"):
+        return "it divides by the standard deviation about the mean, or by the root mean square"
+    if spec.eps is None or spec.eps_place != "inside" or spec.cast != "output":
+        return "it has eps inside the root and casts last"
+    if spec.activation not in _ACTIVATIONS:
+        return f"it has no {spec.activation}"
+    if problem.dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes float32 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
+    if problem.mask or problem.given:
+        return "it measures all cells of the input itself"
+    if not _is_rows(problem):
+        return "the channels do not lie side by side"
+    if 0 in problem.shape:
+        return "the input is empty"
+    return problem.odd or missing()
+
+
+def _is_rms(problem: Problem) -> bool:
+    return problem.spec.scale == "rms" and not problem.spec.center
+
+
+def _is_rows(problem: Problem) -> bool:
+    shape = problem.shape
+    if problem.spec.layout == "channels_last":
+        return problem.memory == "contiguous" and len(shape) > 1
+    return problem.memory == "channels_last" or (problem.memory == "contiguous" and math.prod(shape[2:]) == 1)
+
+
+def _forward(problem: Problem, operands: Operands) -> Made:
+    x, residual = operands.x, operands.residual
+    rows = x.numel() // problem.channels
+    y, (mean, var) = torch.empty_like(x), torch.empty(2, rows, dtype=torch.float64)
+    packed, kept = _packed(problem, operands, rows, mean, var)
+    packed[11], packed[16] = y.data_ptr(), 0 if residual is None else residual.data_ptr()
+    half = x.dtype is torch.bfloat16
+    launch(_rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, packed[2])
+    del kept
+    return Made(y, mean, var)
+
+
+def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
+    x = operands.x
+    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
+    packed, kept = _packed(problem, operands, x.numel() // problem.channels, made.mean, made.var)
+    dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
+    of_affine = torch.empty(2, int(packed[2]), problem.channels, dtype=torch.float64)
+    more = y if way == 1 else operands.residual if way == 2 else None
+    packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
+    packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
+    packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
+    half = x.dtype is torch.bfloat16
+    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, packed[2])
+    del kept
+    dw, db = of_affine.sum(1)
+    return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
+
+
+def _as(value: Tensor, like: Tensor | None) -> Tensor | None:
+    return None if like is None else value.to(like.dtype)
+
+
+def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
+    """The words that the kernels read, and the tensors behind them, which must live as long."""
+    channels = problem.channels
+    weight = torch.ones(channels) if operands.weight is None else operands.weight.detach().float().contiguous()
+    weight = weight + problem.spec.weight_offset if problem.spec.weight_offset else weight
+    bias = torch.zeros(channels) if operands.bias is None else operands.bias.detach().float().contiguous()
+    panel = -(-rows // _TASKS)
+    packed = words(
+        {
+            2: -(-rows // panel),
+            3: rows,
+            4: channels,
+            5: panel,
+            10: operands.x.data_ptr(),
+            12: weight.data_ptr(),
+            13: bias.data_ptr(),
+            14: mean.data_ptr(),
+            15: var.data_ptr(),
+        },
+        problem.spec.eps or 0.0,
+    )
+    return packed, [weight, bias, mean, var]
+
+
+@functools.cache
+def _rows(name: str, half: bool, activation: str | None, kept: int, rms: bool) -> Any:
+    from normscope.kernels.cpu.compiled import rows
+    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
+
+    return getattr(rows, name)(half, ACTIVATIONS[activation], kept, rms)
+
+
+OFFERS = (Offer("numba", "rows", _supports, forward=_forward, backward=_backward),)
