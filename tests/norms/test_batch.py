@@ -226,6 +226,13 @@ def test_masked_statistics_are_those_of_the_kept_cells(name):
     torch.testing.assert_close(masked.state_dict(), packed.state_dict())
 
 
+def test_online_norm_refuses_a_mask_while_training():
+    layer, mask = ns.nn.OnlineNorm(3, dtype=F64), torch.ones(6, 4, dtype=torch.bool)
+    with pytest.raises(ns.NormscopeError, match="leave the mask out"):
+        layer(batches(1)[0], mask)
+    assert layer.eval()(batches(1)[0], mask).isfinite().all()
+
+
 def test_lengths_are_a_mask():
     x, lengths = batches(1, (4, 3, 5))[0], torch.tensor([5, 2, 4, 1])
     mask = torch.arange(5) < lengths[:, None]

@@ -258,6 +258,21 @@ def test_what_torch_cannot_do_it_says():
         pickle.dumps(made("weight_norm"))
     with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::lstm"):
         vmap(made("LSTM None"))(batch()[:, None])
+    with pytest.raises(RuntimeError, match="in place, were not batched"):
+        vmap(made("BatchNorm1d"))(batch()[:, None])
+    x = batch().requires_grad_()
+    (slope,) = torch.autograd.grad(made("OnlineNorm")(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_has_no_eigen_decomposition():
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    layer = made("DecorrelatedBatchNorm", torch.float32).eval()
+    with pytest.raises(Exception, match="linalg_eigh"):
+        torch.onnx.export(layer, (batch(torch.float32),), dynamo=True, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from normscope.norms import picture
+from normscope.norms.conventions import CONVENTIONS
 from normscope.terms.catalog import ENTRIES, Entry
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.spec import NormSpec
@@ -32,6 +33,33 @@ _FROM: Mapping[str, str] = MappingProxyType(
     }
 )
 _LEARNED_FIRST = "an exponential average that learns from the batch first, outside the gradient"
+_CONVENTIONS = "# Batch normalization as Keras and flax write it\n"
+_CONVERTED = """Keras' former fused kernel on a GPU kept the unbiased variance.
+
+`normscope.norms.conventions` turns one library's numbers into another's: `momentum(0.99, "keras", "torch")` is 0.01,
+`running_variance(value, "keras", "torch", cells=n)` takes the n cells that a statistic was taken over (batch size times
+positions), and `state_dict(values, "flax", "torch")` renames a layer's arrays.
+"""
+_WITH_TORCH = """Keras' and flax' momentum, eps and variance: [conventions](conventions.md).
+
+## With the rest of torch
+
+Every layer has second derivatives, compiles with `fullgraph=True` to the same numbers and gradients, exports, copies,
+works in `functional_call` and under activation checkpointing (a batch run again is normalized as it was the first time
+and counted once), is one node to `torch.fx`, and keeps the dtype of its input. The exceptions:
+
+| what | which | why |
+| --- | --- | --- |
+| second derivative | OnlineNorm | its gradient is a control process, not the derivative of a function |
+| ONNX | DecorrelatedBatchNorm | ONNX has no eigen-decomposition: use IterNorm |
+| pickle | layers with normalized weights | torch's parametrizations save their `state_dict` only |
+| vmap | LSTM, GRU, RNN with norm None or "weight" | ATen's recurrent loop has no batching rule |
+| vmap, in training | norms over the batch | their buffers hold one state |
+| checkpoints out of order | spectral_norm | of several runs that wait at once, the last is taken to come back first |
+| dtype | RMSNorm with a wider weight | torch's promotes |
+| masks | LocalResponseNorm, DynamicTanh | they share nothing between positions |
+| masks, in training | OnlineNorm | its stream is one of whole samples, and it says so |
+"""
 _SIGMA = {"rms": "√(mean x² + ε)", "l1": "mean |x − μ| · √(π/2)", "l2": "‖x − μ‖", "max": "max |x − μ|"}
 
 
@@ -88,6 +116,17 @@ def sources(spec: NormSpec) -> str:
     return told + (f"\n- momentum {spec.momentum:g} (the weight of the newest batch)" if spec.momentum else "")
 
 
+def conventions() -> str:
+    """The page of what other libraries mean by the same words, from `normscope.norms.conventions`."""
+    head = "| library | momentum m means | default | eps | running variance | weight, bias, mean, variance |"
+    rows = [head, "| --- | --- | --- | --- | --- | --- |"]
+    for row in CONVENTIONS.values():
+        update = "r ← (1 − m) r + m · batch" if row.momentum_of_new else "r ← m r + (1 − m) · batch"
+        kept = "unbiased, n/(n − 1)" if row.unbiased else "biased"
+        rows.append(f"| {row.name} | {update} | {row.momentum:g} | {row.eps:g} | {kept} | {', '.join(row.keys)} |")
+    return "\n".join([_CONVENTIONS, *rows, "", _CONVERTED])
+
+
 def _sharing(spec: NormSpec) -> str:
     axes = [_AXES[axis] for axis in "NCS" if axis in spec.over]
     if "C" in spec.over and spec.groups > 1:
@@ -110,7 +149,8 @@ def write(folder: Path) -> None:
         (folder / f"{entry.name}.md").write_text(text, encoding="utf-8")
         told = (entry.spec.train_from, entry.spec.infer_from) if entry.spec is not None else ("", "")
         rows.append(f"| [{entry.name}]({entry.name}.md) | {told[0]} | {told[1]} | {entry.paper} |")
-    (folder / "index.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "index.md").write_text("\n".join([*rows, "", _WITH_TORCH]), encoding="utf-8")
+    (folder / "conventions.md").write_text(conventions(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from normscope.terms.spec import NormSpec
 class Whitening(nn.Module):
     """``y = g · Σ^(−½) (x − μ) + b`` for (N, C, *), with μ and Σ over the batch, or running ones at inference.
 
-    The running covariance, not its root, is averaged: the root of an average is the whitening of what was seen.
+    The running covariance is averaged, where the papers average its inverse root: the root of an average is the
+    whitening of what was seen, and the average of roots is not.
 
     Args:
         spec: the description; `groups` splits the channels, `iterations` chooses the root.
