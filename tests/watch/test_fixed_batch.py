@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import normscope as ns
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning, UnknownNameError
+from normscope.watch.deviation import deviation as gap
 from normscope.watch.measure import Measure, measures, measures_named
 from normscope.watch.probes.dead import dead_share
-from normscope.watch.deviation import deviation as gap
 from normscope.watch.probes.running_stat_error import error
 from normscope.watch.replica import Replica
 from normscope.watch.sample import ELEMENTS, rows_of, summary_of

@@ -337,7 +337,7 @@ def test_only_training_forward_passes_count(tmp_path, trainings, faults):
         assert watcher.record.summary("0:input", step).high < 50
 
 
-def test_a_gradient_of_an_earlier_forward_pass_is_not_taken_for_one_of_the_observed(tmp_path):
+def test_two_branches_that_meet_in_one_loss_are_both_told(tmp_path):
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
@@ -352,7 +352,9 @@ def test_a_gradient_of_an_earlier_forward_pass_is_not_taken_for_one_of_the_obser
         for _ in range(2):
             (model(torch.ones(2, 2), "left") + model(torch.ones(2, 2), "right")).sum().backward()
             optimizer.step()
-    assert "left:gradient" not in {site.key for site in watcher.record.sites}
+    assert not {"left#1:gradient", "right#1:gradient"} & {site.key for site in watcher.record.sites}
+    for site in ("left:gradient", "right:gradient", ":gradient", "#1:gradient"):
+        assert watcher.record.summary(site, 1).mean == 1.0
     assert watcher.record.summary("left@weight:gradient", 0).mean == 2.0
 
 
@@ -487,6 +489,41 @@ def test_a_gan_is_two_watchers(tmp_path, faults):
     assert faults(tmp_path / "g") == faults(tmp_path / "d") == []
     assert list(wg.record.steps) == [0, 1, 2, 3] and list(wd.record.steps) == [0, 2]
     assert wg.record.summary("2:gradient", 3) is not None and wd.record.summary("1:gradient", 2) is not None
+
+
+def test_a_discriminator_called_twice_before_one_backward_shows_both_calls(tmp_path, faults):
+    critic = nn.Sequential(one_layer((1.0, 1.0)), nn.Tanh())
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.0)
+    with watch(critic, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            real, fake = critic(torch.full((2, 2), 0.1)), critic(torch.full((3, 2), -0.2))
+            critic(torch.full((2, 2), 100.0))  # a look at the side, from which no gradient comes back
+            (3 * fake.sum() - real.sum()).backward()
+            optimizer.step()
+    record = watcher.record
+    assert faults(tmp_path) == []
+    for step in (0, 1):
+        assert [record.summary(f"0{call}:input", step).mean for call in ("", "#1")] == pytest.approx([0.1, -0.2])
+        assert [record.summary(f"0{call}:output", step).size for call in ("", "#1")] == [2, 3]
+        assert [record.summary(f"1{call}:gradient", step).mean for call in ("", "#1")] == [-1.0, 3.0]
+        assert [record.summary(f"{call}:gradient", step).mean for call in ("", "#1")] == [-1.0, 3.0]
+    assert "0#2:input" not in {site.key for site in record.sites}
+
+
+def test_many_passes_without_a_backward_leave_little_behind(tmp_path):
+    layer = nn.Sequential(one_layer())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
+        first = layer(torch.full((1, 2), 5.0))
+        for _ in range(20):
+            last = layer(torch.ones(1, 2))
+            assert len(watcher._observer._taps._passes) <= 8
+        (first + last).sum().backward()
+        optimizer.step()
+    record = watcher.record
+    assert record.summary("0:input", 0).mean == 1.0 and "0#1:input" not in {site.key for site in record.sites}
+    assert record.summary("0@weight:gradient", 0).mean == 6.0
 
 
 def test_two_watchers_of_one_model_see_the_same(tmp_path, trainings):

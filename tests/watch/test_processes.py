@@ -13,67 +13,108 @@ import normscope as ns
 from normscope.watch.session import watch
 
 WORKER = """
-    import os, sys, torch
+    import os, sys, torch, warnings
     import torch.distributed as dist
     from torch import nn
     from normscope.watch.session import watch
 
     torch.set_num_threads(1)
-    place = sys.argv[1]
+    warnings.simplefilter("ignore")
+    place, kind, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
     def work(rank):
-        dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+        dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=size)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
-        model[1].eval()  # each process would normalize with its own half
-        data = torch.randn(6, 16, 4)[:, rank::2]
-        parallel = nn.parallel.DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
-        with watch(parallel, optimizer, f"{place}/record"):
+        model[1].eval()  # each process would normalize with its own part
+        data = torch.randn(6, 16, 4)[:, rank::size]
+        if kind == "replicated":
+            model = nn.parallel.DistributedDataParallel(model)
+        else:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh("cpu", (size,))
+            fully_shard(model[0], mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gathered = torch.distributed.tensor.DTensor.full_tensor
+
+        def forbidden(*_, **__):
+            raise AssertionError("a parameter was gathered for a statistic")
+
+        torch.distributed.tensor.DTensor.full_tensor = forbidden
+        with watch(model, optimizer, f"{place}/record", **({"every": 1} if kind == "sharded" else {})):
             for x in data:
                 optimizer.zero_grad()
-                parallel(x).square().mean().backward()
+                model(x).square().mean().backward()
                 optimizer.step()
+                with torch.no_grad():
+                    model(x)  # leaves the parameters of a sharded root gathered
         dist.barrier()
         dist.destroy_process_group()
 
-    if os.fork():
-        work(0)
-        os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
-    try:
-        work(1)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    import torch.distributed.tensor
+    ranks = []
+    for rank in range(1, size):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(rank)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        ranks.append(child)
+    work(0)
+    os._exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks) if ranks else 0)
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no processes")
-def test_two_processes_record_what_one_would(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    together = ns.Record(tmp_path / "record")
-    assert [event.text for event in together.events if event.kind == "fault"] == []
-
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The record of one process on whole batches."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
     model[1].eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer, tmp_path / "alone", every=1) as watcher:
+    with watch(model, optimizer, tmp_path_factory.mktemp("alone"), every=1) as watcher:
         for x in torch.randn(6, 16, 4):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
-    alone = watcher.record
+    return watcher.record
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no processes")
+@pytest.mark.parametrize(("kind", "size"), [("replicated", 2), ("replicated", 4), ("sharded", 2)])
+def test_processes_record_together_what_one_would(kind, size, alone, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path), kind, str(size)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    together = ns.Record(tmp_path / "record")
+    assert sorted(path.name for path in (tmp_path / "record").glob("*.sqlite")) == [
+        f"rank{n}.sqlite" for n in range(size)
+    ]
+    assert [event.text for event in together.events if event.kind == "fault"] == []
     assert list(together.steps) == list(alone.steps) == list(range(6))
     for key in ("0:input", "2:output", "3:output"):
         ours, theirs = together.summary(key, 5), alone.summary(key, 5)
         assert ours.size == theirs.size
         assert np.allclose([ours.mean, ours.std], [theirs.mean, theirs.std], rtol=1e-4, atol=1e-5)
-    for what in ("parameter", "gradient", "update"):
-        ours, theirs = together.summary(f"0@weight:{what}", 5), alone.summary(f"0@weight:{what}", 5)
-        assert ours.mean == pytest.approx(theirs.mean, rel=1e-4)
+    for place in ("0@weight", "1@bias", "3@weight"):
+        for what in ("parameter", "gradient", "update"):
+            ours, theirs = together.summary(f"{place}:{what}", 5), alone.summary(f"{place}:{what}", 5)
+            assert ours.size == theirs.size, (place, what)
+            assert [ours.mean, ours.std] == pytest.approx([theirs.mean, theirs.std], rel=1e-3, abs=1e-6), (place, what)
+        for quantity in ("weight_norm", "update_ratio"):
+            ours, theirs = together.series(place, quantity), alone.series(place, quantity)
+            assert list(ours.steps) == list(theirs.steps)
+            assert ours.values == pytest.approx(theirs.values, rel=1e-3)
+    norms = [record.series("0@weight:gradient", "gradient_norm").values for record in (together, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)

@@ -18,7 +18,7 @@ from normscope.record.places import Place, unknown
 from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
 from normscope.record.rows import SOURCES, Event
-from normscope.record.series import Series, Steps, effective_rate, only, selected, share
+from normscope.record.series import Series, Steps, effective_rate, only, selected, share, update_ratio
 from normscope.stats.distance import DISTANCES, PER_CHANNEL
 from normscope.stats.summary import Summary
 from normscope.terms.datum import plain
@@ -347,6 +347,9 @@ class Record:
         tensors = (None,) if site is None else Place.find(ranks, site).tensors
         having = (tensor for tensor in tensors if quantity in _contents(ranks, tensor.key if tensor else ""))
         tensor = next(having, tensors[0])
+        if quantity == "update_ratio" and tensor is not None and len(ranks) > 1:  # the shares of shards have no mean
+            parts = [self.columns(tensor.at(what, tensor.name), "live") for what in ("update", "parameter")]
+            return update_ratio(tensor, *parts)
         parts = [rank.scalars(tensor.key if tensor else "", quantity) for rank in ranks]
         steps, place = np.unique(np.concatenate([steps for steps, _ in parts]), return_inverse=True)
         if not len(steps):

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from normscope.record.columns import Columns
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
 
@@ -103,3 +104,12 @@ def effective_rate(rates: Series, lengths: Series) -> Series:
     with np.errstate(divide="ignore", invalid="ignore"):
         values = rates.values[theirs] / lengths.values[ours] ** 2
     return Series.of(lengths.site, "effective_learning_rate", lengths.source, steps, values)
+
+
+def update_ratio(site: Site, updates: Columns, parameters: Columns) -> Series:
+    """‖Δθ‖ / ‖θ‖ from the summaries of both, where both are known and θ is not zero."""
+    steps, ours, theirs = np.intersect1d(updates.steps, parameters.steps, return_indices=True)
+    change, value = (
+        np.hypot(rows.moments.mean[at], rows.moments.std[at]) for rows, at in ((updates, ours), (parameters, theirs))
+    )
+    return Series.of(site, "update_ratio", "", steps[value > 0], change[value > 0] / value[value > 0])

@@ -50,10 +50,10 @@ class RootHook(Hook):
             self._act(callable(_compiler()), *told)
 
 
-def before_forward(module: nn.Module, hook: Hook) -> RemovableHandle:
-    """Have `hook` told ``(module, args, kwargs)`` before each forward of `module`."""
+def before_forward(module: nn.Module, hook: Hook, *, first: bool = False) -> RemovableHandle:
+    """Have `hook` told ``(module, args, kwargs)`` before each forward of `module`, and `first`, before other hooks."""
     _hide_from_compiler()
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
 
 
 def after_forward(module: nn.Module, hook: Hook) -> RemovableHandle:

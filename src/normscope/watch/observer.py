@@ -51,11 +51,13 @@ class Observer:
         seed: int,
         live: bool,
         in_turn: bool = False,
+        replicated: bool = False,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
         self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
         self._experiments = [measure for measure in measures if isinstance(measure, Experiment)]
         self._in_turn, self._turn = in_turn, 0
+        self._replicated = replicated  # another process writes the same parameters
         self._batch_size: int | None = None  # of the first batch: the last of an epoch is often smaller
         self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
         self._plan: Plan | None = None
@@ -228,6 +230,7 @@ class Observer:
     def _write(self, step: int, taps: Taps | None, update: Update) -> None:
         own = digests([*update.parameters, *update.gradients, *update.changes])
         passes = self._passes(step, taps, update, own)
+        own = [] if self._replicated else own
         self._journal.live(step, [*passes, *own])
         if passes and taps is not None and taps.loss is not None:
             self._journal.found_loss(step, float(taps.loss) / update.scale)
@@ -242,7 +245,7 @@ class Observer:
         if taps is None or taps.running:
             self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
             return []
-        found = digests([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward.values())])
+        found = digests([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward)])
         if taps.overflowed and own and not any(site.what == "gradient" and digest.nonfinite for site, digest in own):
             self._journal.skipped(
                 step, "an overflowed gradient was thrown away, and the update came from another batch"

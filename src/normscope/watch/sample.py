@@ -59,6 +59,8 @@ def row_of(site: Site, tensor: Tensor | None, *, keep: bool = False) -> Row | No
 
 def change_of(row: Row, site: Site, tensor: Tensor) -> Row | None:
     """The row of what `tensor` has become since its kept `row`, less what it was; None when it is another tensor."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.detach().to_local()  # type: ignore[operator]
     if tensor.numel() != row.size or row.sample is None:
         return None
     digest = compiled.digest_of_change(tensor, row.sample)
@@ -75,6 +77,13 @@ def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
     samples = [(row.sample, row.size) for row in rows if row.digest is None and row.sample is not None]
     made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples]))
     return [(row.site, Digest.of(next(made)) if row.digest is None else row.digest) for row in rows]
+
+
+def is_copy(tensor: Tensor) -> bool:
+    """Whether `tensor` is distributed, and another process holds and records the very same part of it."""
+    mesh, placements = getattr(tensor, "device_mesh", None), getattr(tensor, "placements", ())
+    coordinate = mesh.get_coordinate() if mesh is not None else None
+    return coordinate is not None and any(place.is_replicate() and at > 0 for place, at in zip(placements, coordinate))
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:

@@ -29,7 +29,7 @@ from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
 from normscope.watch.schedule import Budgeted, Cost, Due, Schedule, Spending, schedule_of
-from normscope.watch.subject import called, check, described, fresh_path, place_among_processes
+from normscope.watch.subject import called, check, described, fresh_path, is_replicated, place_among_processes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -97,7 +97,7 @@ def watch(
     if probes is None and not in_turn:
         measures = {name: measure for name, measure in measures.items() if not isinstance(measure, Experiment)}
     held = None if probe is None else Probe.of(probe).detached()
-    root, model = called(model), unwrapped(model)
+    wrapped, root, model = model, called(model), unwrapped(model)
     place = Path(path) if path is not None else fresh_path(model)
     told = described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
     journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
@@ -113,6 +113,7 @@ def watch(
         seed=seed,
         live=live,
         in_turn=in_turn,
+        replicated=rank > 0 and is_replicated(wrapped),
     )
     watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
     if optimizer is not None:
@@ -142,6 +143,8 @@ class Watcher:
         self._model, self._root = model, root
         self._observer, self._journal, self._guard = observer, journal, guard
         self._schedule = schedule
+        # The hooks of `fully_shard` gather the parameters; ours stands before them and sees the shards.
+        self._sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
         self._started = started
         self._ended: float | None = None
         self._pid = os.getpid()
@@ -277,7 +280,7 @@ class Watcher:
         if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
             self._before = self._spent()
             self._root_hooks = [
-                before_forward(self._root, RootHook(self._forward_begins)),
+                before_forward(self._root, RootHook(self._forward_begins), first=self._sharded),
                 after_forward(self._root, RootHook(self._forward_ends)),
             ]
 

@@ -41,6 +41,16 @@ def called(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_replicated(model: nn.Module) -> bool:
+    """Whether every process holds the same parameters and gradients: inside `DistributedDataParallel`."""
+    while not isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return False
+        model = inner
+    return True
+
+
 def fresh_path(model: nn.Module) -> Path:
     """A place under ``runs`` where nothing is yet."""
     name = f"{type(model).__name__.lower()}-{strftime('%Y%m%d-%H%M%S')}"

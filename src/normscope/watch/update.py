@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from normscope.watch.callers import calling_scaler
 from normscope.watch.plan import Place, Plan
-from normscope.watch.sample import Row, change_of, row_of
+from normscope.watch.sample import Row, change_of, is_copy, row_of
 
 
 class Update:
@@ -26,6 +26,8 @@ class Update:
         self._before: list[tuple[Place, Parameter, Row]] = []
         for place in plan.places:
             parameter = place.parameter
+            if parameter is not None and is_copy(parameter):
+                continue
             row = row_of(place.value, parameter, keep=True)
             if parameter is not None and row is not None:
                 self._before.append((place, parameter, row))
@@ -43,7 +45,8 @@ class Update:
     @property
     def cleared(self) -> bool:
         """Whether no parameter has a gradient now."""
-        return all(parameter.grad is None for _, parameter, _ in self._before)
+        now = (place.parameter for place, _, _ in self._before)
+        return all(parameter is None or parameter.grad is None for parameter in now)
 
     def begin(self, optimizer: Optimizer | None) -> None:
         """The optimizer is about to step."""
@@ -54,10 +57,19 @@ class Update:
         fused = getattr(optimizer, "grad_scale", None) is not None
         overflow = getattr(optimizer, "found_inf", None)
         self.skipped = isinstance(overflow, Tensor) and bool(overflow)
+        self._before = [self._as_now(*each) for each in self._before]
         for place, parameter, _ in self._before:
             row = row_of(place.gradient, parameter.grad, keep=fused)
             if row is not None:
                 self.gradients.append(unscaled(row, self.scale) if fused else row)
+
+    @staticmethod
+    def _as_now(place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
+        """The same, or with the shard that the optimizer updates, where the forward pass ran on the whole parameter."""
+        now = place.parameter
+        if now is None or now is parameter:
+            return place, parameter, row
+        return place, now, row_of(place.value, now, keep=True) or row
 
     def end(self, optimizer: Optimizer | None) -> None:
         """The optimizer has stepped."""
