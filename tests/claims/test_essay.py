@@ -52,7 +52,9 @@ def test_the_essay_in_docs_agrees_with_the_ledger(ending):
     for part in (ROOT / "CLAIMS.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         head, _, body = part.partition("\n")
         sections[head.lower().replace(".", "").replace(" ", "-")] = body
-    links = list(LINK.finditer((ROOT / "docs" / (NAME + ending)).read_text(encoding="utf-8")))
+    essay = (ROOT / "docs" / (NAME + ending)).read_text(encoding="utf-8")
+    assert all((ROOT / "docs" / image).is_file() for image in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", essay))
+    links = list(LINK.finditer(essay))
     assert len(links) > 40
     words = {"成立": "holds", "不成立": "fails", "有条件地成立": "holds under a condition", "不能判定": "unclear"}
     for link in links:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope import __version__
+from normscope.claims import runner
 from normscope.claims.figure import figures
 from normscope.claims.ledger import Row, interval
 from normscope.report import html
@@ -21,7 +22,7 @@ from normscope.terms.verdict import Verdict
 _EN = {
     "heading": "The claims ledger",
     "run": "Every statement of the source articles that an experiment can decide. Each verdict follows from the "
-    "effects by a rule that was fixed before the run.",
+    "effects by a rule that was fixed before the run. Size of the runs: {sizes}; latest: {day}; {machine}.",
     "overview": "Overview",
     "article": "Article 00{n}",
     "claim": "claim",
@@ -53,7 +54,8 @@ _EN = {
 }
 _ZH = {
     "heading": "论断总账",
-    "run": "原文中凡可由实验判定的论断，逐条验证。每个结论都由效应值按运行之前定下的规则得出。",
+    "run": "原文中凡可由实验判定的论断，逐条验证。每个结论都由效应值按运行之前定下的规则得出。"
+    "规模：{sizes}；最近一次：{day}；{machine}。",
     "overview": "总览",
     "article": "文章 00{n}",
     "claim": "编号",
@@ -116,6 +118,9 @@ def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
     """The ledger as a tree of parts: an overview, the figures whose runs are there, then a section for each article."""
     shared = load(lang)
     words = _WORDS[lang]
+    sizes = ", ".join(dict.fromkeys(row.ran.size for row in rows))
+    day = max((row.ran.last for row in rows), default="")
+    machine = ", ".join(f"{name} {value}" for name, value in runner.machine().items())
     overview = Table(
         (words("claim"), words("statement"), words("verdict"), words("summary")),
         tuple((row.claim.id, row.claim.sentence(lang), _verdict(row, words), _effect(row, words)) for row in rows),
@@ -130,7 +135,7 @@ def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
     return Page(
         lang=lang,
         heading=words("heading"),
-        run=words("run"),
+        run=words("run", sizes=sizes, day=day or words("unrun"), machine=machine),
         verdict=_counts(rows, words),
         severity=None,
         sections=tuple(sections),
