@@ -13,7 +13,7 @@ from normscope.terms.catalog import CATALOG
 from normscope.treat.measure import difference
 from normscope.treat.treatments.convert import convert
 
-KINDS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+KINDS = ("BatchNorm", "BatchRenorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm", "FilterResponseNorm")
 FROM = {
     "BatchNorm1d": (nn.BatchNorm1d(6), (8, 6)),
     "BatchNorm1d over time": (nn.BatchNorm1d(6), (8, 6, 5)),
@@ -23,6 +23,9 @@ FROM = {
     "GroupNorm": (nn.GroupNorm(3, 6), (8, 6, 4, 4)),
     "InstanceNorm2d": (nn.InstanceNorm2d(6), (8, 6, 4, 4)),
     "RMSNorm": (nn.RMSNorm(6), (8, 5, 6)),
+    "FilterResponseNorm": (ns.nn.FilterResponseNorm(6, threshold=False), (8, 6, 4, 4)),
+    "GhostBatchNorm": (ns.nn.GhostBatchNorm(6, 4), (8, 6, 4, 4)),
+    "BatchRenorm": (ns.nn.BatchRenorm(6), (8, 6, 4, 4)),
 }
 
 
@@ -44,7 +47,7 @@ def test_any_norm_becomes_any_other_and_fits_better_with_data(source, to):
     model, x = nn.Sequential(learned(module).double()), torch.randn(shape, dtype=torch.float64) * 2 + 1
     model.eval()
     treated = convert(model, to, data=x)
-    if to == "InstanceNorm" and len(shape) == 2:
+    if to in ("InstanceNorm", "FilterResponseNorm") and len(shape) == 2:
         assert treated.skipped[0][1].startswith("its input has no positions")
         return
     if not treated.changes:
@@ -55,6 +58,9 @@ def test_any_norm_becomes_any_other_and_fits_better_with_data(source, to):
     assert (spec.over, spec.train_from, spec.scale) == (CATALOG[to].over, CATALOG[to].train_from, CATALOG[to].scale)
     assert spec.layout == spec_of(model[0]).layout and not new.training
     assert next(new.parameters()).dtype == torch.float64
+    if treated.preserves == "exact":
+        assert "Batch" in source and "Batch" in to and treated.error < 1e-12
+        return
     assert treated.preserves == "approximate"
     assert treated.error == pytest.approx(difference(new(x), model(x)))
     # No other weight and bias, channel by channel, would bring it closer.
