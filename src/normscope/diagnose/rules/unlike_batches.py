@@ -68,7 +68,7 @@ def check(case: Case) -> Iterator[Finding]:
         [case.sites[0].path if case.sites else ""],
         words,
         threshold.evidence("probe_loss" if forgotten else "batch_stat_excess", value, track.steps),
-        severity="error" if forgotten else "note" if case.thrives else "warning",
+        severity="error" if forgotten else "note" if _learned(case) else "warning",
         since_step=int(track.late().steps[0]),
         prescriptions=[
             remedies.advice(
@@ -77,6 +77,12 @@ def check(case: Case) -> Iterator[Finding]:
             remedies.advice("draw every batch from all sources and classes, in the shares of the whole data set"),
         ],
     )
+
+
+def _learned(case: Case) -> bool:
+    """Whether the fixed batch is learned: the loss of training knows its own batches alone."""
+    probe = case.scalar(None, "probe_loss")
+    return case.thrives if len(probe) < 6 else (probe.fallen or 0.0) > LEARNED.value
 
 
 def _forgotten(case: Case) -> tuple[str, Threshold, float, Track, bool] | None:

@@ -3,7 +3,7 @@
 ## What it finds
 Layers whose weights never changed although other layers learned: their parameters are not in the optimizer, or get no
 gradient at all (cut off by `detach`, `no_grad`, an integer or an `argmax` on the way), or are frozen. Frozen is a note,
-for it is said in the model itself; the other two are warnings.
+for it is said in the model itself, unless it is most of a network that does not learn; the other two are warnings.
 
 ## Why it hurts
 The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
@@ -34,10 +34,16 @@ from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Severity
 from normscope.terms.site import Site
 
 STILL = Threshold(0.0, "an update of exactly zero at every sampled step: rounding alone would leave more", "updates")
+
+MOST = Threshold(
+    0.5,
+    "fine-tuning freezes the body and trains a head; where most is frozen and the loss stays, the body is missing",
+    "share",
+)
 
 _WITH_WEIGHTS = ("Linear", "Bilinear", "Conv", "LSTM", "GRU", "RNN", "Embedding", "MultiheadAttention")
 _WORDS = {
@@ -63,10 +69,16 @@ def check(case: Case) -> Iterator[Finding]:
                 [site.path for site in still],
                 f"`{still[0].place}` {words}, and so {len(still)} of {len(why)} layers stay as they were.",
                 STILL.evidence("update", 0.0, steps, [(site.key, 0.0) for site in still]),
-                severity="note" if state == "frozen" else "warning",
+                severity=_severity(case, state, len(still) / len(why)),
                 since_step=int(steps[0]),
                 prescriptions=[remedies.advice(advice)],
             )
+
+
+def _severity(case: Case, state: str, share: float) -> Severity:
+    """Frozen layers are meant to be, as long as the rest learns well without them."""
+    costs = state != "frozen" or (share > MOST.value and not case.thrives)
+    return "warning" if costs else "note"
 
 
 def _why(case: Case, site: Site) -> str:
@@ -128,7 +140,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"still": STILL},
+    thresholds={"still": STILL, "most": MOST},
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -62,6 +62,12 @@ OFFSET = Threshold(
     "photographs between 0 and 1 have two",
     "deviations",
 )
+SPARED = Threshold(
+    0.95,
+    "a large input starts a large loss, of which half is easily lost: a network has overcome it when a twentieth is "
+    "left",
+    "share",
+)
 UNEQUAL = Threshold(
     30.0, "the curvature along the widest feature is the square, 900 times that of a typical one", "ratio"
 )
@@ -95,7 +101,11 @@ def check(case: Case) -> Iterator[Finding]:
         [first.path],
         f"The input of the network, at `{first.place}`, {found.words.format(value=found.value)}.",
         found.threshold.evidence(found.quantity, found.value, steps, [(first.at("input").key, found.value)]),
-        severity="note" if case.thrives else "error" if case.learns is False or case.diverged else "warning",
+        severity="note"
+        if (case.loss.fallen or 0.0) > SPARED.value
+        else "error"
+        if case.learns is False or case.diverged
+        else "warning",
         since_step=int(steps[0]),
         prescriptions=[
             remedies.advice(
@@ -159,7 +169,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"large": LARGE, "small": SMALL, "offset": OFFSET, "unequal": UNEQUAL},
+    thresholds={"large": LARGE, "small": SMALL, "offset": OFFSET, "unequal": UNEQUAL, "spared": SPARED},
     causes=(
         *("saturated_activation", "dead_units", "vanishing_gradient", "exploding_gradient", "nonfinite_values"),
         *("poor_initialization", "rate_too_high", "drifting_distribution", "uneven_updates", "restricted_output"),
