@@ -21,6 +21,7 @@ from typing import Any
 from normscope.claims import cluster
 from normscope.claims.bench import Bench
 from normscope.claims.claim import Claim
+from normscope.claims.orphan import leave_with_parent
 from normscope.claims.outcomes import Case, Outcome, Outcomes
 from normscope.terms.datum import Datum, plain
 from normscope.terms.errors import DataError
@@ -156,7 +157,7 @@ def _execute(waiting: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[s
         return
     # spawn: a forked process would inherit torch's locked thread pools
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(work, job): job for job in waiting}
         try:
             for future in as_completed(futures):
@@ -166,10 +167,12 @@ def _execute(waiting: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[s
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """What a worker process does first."""
     import torch
 
     torch.set_num_threads(1)
+    leave_with_parent()
 
 
 def _keep(file: Path, told: dict[str, Any]) -> None:
