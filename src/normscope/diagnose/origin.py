@@ -43,7 +43,7 @@ def origin(case: Case) -> Origin | None:
     """The origin, or None where the run is finite.
 
     All tensors at all steps are looked through only when there is a sign of it: a loss that is not finite, a note of
-    the watcher, or an output at the last step.
+    the watcher, or a tensor at the last step.
     """
     if not _suspicious(case):
         return None
@@ -81,7 +81,7 @@ def _suspicious(case: Case) -> bool:
     return any(
         summary is not None and summary.sketch.nonfinite
         for source, step in last
-        for site in case.sites
+        for site in case.record.sites
         for summary in [case.summary(site, int(step), source)]
     )
 
