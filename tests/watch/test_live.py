@@ -220,6 +220,30 @@ def test_a_module_called_several_times_is_several_sites_and_one_never_called_non
     assert not {"idle:output", "idle@weight:gradient"} & {site.key for site in record.sites}
 
 
+def test_a_module_called_a_varying_number_of_times(tmp_path, faults):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = one_layer((1.0, 0.0))
+
+        def forward(self, x, times):
+            for _ in range(times):
+                x = torch.cat((self.cell(x), x[:, :1] + 1), dim=1)
+            return x
+
+    model = Unrolled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
+        for times in (2, 1, 3):
+            model(torch.ones(2, 2), times).sum().backward()
+            optimizer.step()
+    record = watcher.record
+    assert faults(tmp_path) == []
+    assert list(record.series("cell:output", "mean").steps) == [0, 1, 2]
+    assert list(record.series("cell#1:output", "mean", source="live").steps) == [0, 2]
+    assert "cell#2:output" not in {site.key for site in record.sites}  # the first batch has two
+
+
 @dataclass
 class Answer:
     main: torch.Tensor

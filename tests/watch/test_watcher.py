@@ -6,11 +6,13 @@ import pickle
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import normscope as ns
 from normscope.terms.errors import DataError, ModelError, NormscopeWarning, RecordError, UnknownNameError
@@ -249,6 +251,48 @@ def test_a_step_that_is_not_sampled_touches_neither_model_nor_data(tmp_path):
         return Counting.calls, hooks
 
     assert counted(False) == counted(True)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on an accelerator, and counts what would make the program wait for it."""
+
+    waits: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func.__self__ is torch.Tensor.device:
+            return torch.device("cuda")
+        if name in ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+            cls.waits.append(name)
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*(arg.as_subclass(torch.Tensor) for arg in args))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Factories(TorchFunctionMode):
+    """Makes here what is asked for over there, where there is no accelerator."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device", "cpu")) != "cpu":
+            return func(*args, **{**kwargs, "device": "cpu"}).as_subclass(OnDevice)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_sampled_step_is_one_transfer_from_the_device_and_any_other_none(every, tmp_path, faults):
+    model, optimizer = started(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)))
+    with watch(model, optimizer, tmp_path, every=every, probe=torch.ones(4, 2)) as watcher:
+        step(model, optimizer)
+        OnDevice.waits.clear()
+        with Factories():
+            step(model, optimizer, torch.ones(4, 2).as_subclass(OnDevice))
+        waits = list(OnDevice.waits)
+    assert faults(tmp_path) == []
+    assert waits == (["cpu"] if every == 1 else [])  # inputs, outputs and the loss; the parameters stayed here
+    assert (watcher.record.summary("2:output", 1) is not None) == (every == 1)
+    assert len(watcher.record.series(None, "loss")) == (2 if every == 1 else 1)
 
 
 # torch.compile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, nan
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
-from normscope.watch.sample import digests, readable
+from normscope.watch.sample import Row, digests, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update, unscaled
@@ -228,33 +229,34 @@ class Observer:
         return gradient.numel() <= sum(parameter.numel() for parameter in parameters if parameter is not None)
 
     def _write(self, step: int, taps: Taps | None, update: Update) -> None:
-        own = digests([*update.parameters, *update.gradients, *update.changes])
-        passes = self._passes(step, taps, update, own)
+        """Bring all that was read to the CPU, in one transfer a device, and write it."""
+        rows = [*update.parameters, *update.gradients, *update.changes]
+        seen = self._rows_of(step, taps, update)
+        loss = row_of(Site(""), taps.loss) if seen and taps is not None else None
+        told = digests([*rows, *seen, *([] if loss is None else [loss])])
+        own, passes = told[: len(rows)], told[len(rows) : len(rows) + len(seen)]
+        if own and _overflowed(passes) and not _overflowed(own):
+            why = "an overflowed gradient was thrown away, and the update came from another batch"
+            self._journal.skipped(step, why)
+            passes = []
+        elif taps is not None and seen:
+            self._tell_unseen(step, taps)
+            if taps.root_gradient is not None:
+                self._held = taps.root_gradient / update.scale
         own = [] if self._replicated else own
         self._journal.live(step, [*passes, *own])
-        if passes and taps is not None and taps.loss is not None:
-            self._journal.found_loss(step, float(taps.loss) / update.scale)
+        if passes and loss is not None:
+            self._journal.found_loss(step, _value(told[-1][1]) / update.scale)
         self._journal.update_ratios(step, own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
 
-    def _passes(
-        self, step: int, taps: Taps | None, update: Update, own: Sequence[tuple[Site, Digest]]
-    ) -> list[tuple[Site, Digest]]:
-        """What the taps saw, when it belongs to this update."""
+    def _rows_of(self, step: int, taps: Taps | None, update: Update) -> list[Row]:
+        """What the taps saw."""
         if taps is None or taps.running:
             self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
             return []
-        found = digests([*taps.forward, *(unscaled(row, update.scale) for row in taps.backward)])
-        if taps.overflowed and own and not any(site.what == "gradient" and digest.nonfinite for site, digest in own):
-            self._journal.skipped(
-                step, "an overflowed gradient was thrown away, and the update came from another batch"
-            )
-            return []
-        self._tell_unseen(step, taps)
-        if taps.root_gradient is not None:
-            self._held = taps.root_gradient / update.scale
-        return found
+        return [*taps.forward, *(unscaled(row, update.scale) for row in taps.backward)]
 
     def _tell_unseen(self, step: int, taps: Taps) -> None:
         """Note, of the first pass that is written, the modules of which nothing was seen."""
@@ -265,6 +267,18 @@ class Observer:
         if unseen:
             why = "they were not called, or their tensors hold no values (empty, or on the meta device)"
             self._journal.say(f"Nothing was seen of {', '.join(unseen)} at step {step}: {why}.", step=step)
+
+
+def _overflowed(told: Sequence[tuple[Site, Digest]]) -> bool:
+    """Whether a gradient is not finite."""
+    return any(site.what == "gradient" and digest.nonfinite > 0 for site, digest in told)
+
+
+def _value(digest: Digest) -> float:
+    """The number that a tensor of one element holds."""
+    if digest.count:
+        return float(digest.mean)
+    return inf if digest.pos_inf else -inf if digest.neg_inf else nan
 
 
 def _in_half() -> bool:
