@@ -184,5 +184,7 @@ def test_cosine_conv(groups):
 def test_errors():
     with pytest.raises(ns.NormscopeError, match="name a weight of this layer: weight"):
         ns.nn.weight_norm(nn.Linear(2, 2), "weigth")
+    with pytest.raises(ns.NormscopeError, match="so they must come first"):
+        ns.nn.weight_norm(ns.nn.weight_norm(nn.Linear(2, 2)))
     with pytest.raises(ns.NormscopeError, match="it has none"):
         ns.nn.cosine(nn.ReLU())

@@ -94,6 +94,17 @@ def test_masked_cells_are_neither_counted_nor_written(kind, fields):
     assert torch.equal(masked.running_cov, before) and masked.num_batches_skipped == 1
 
 
+@pytest.mark.parametrize(("kind", "fields"), LAYERS)
+def test_a_batch_that_is_not_finite_teaches_nothing_and_raises_nothing(kind, fields):
+    layer, x = kind(4, dtype=F64, **fields), mixed((32, 4))
+    layer(x)
+    before = layer.running_cov.clone()
+    x[3, 1] = float("inf")
+    assert not layer(x).isfinite().all()
+    assert torch.equal(layer.running_cov, before) and layer.num_batches_skipped == 1
+    assert layer.eval()(x[:3]).isfinite().all()
+
+
 def test_momentum_zero_holds_still():
     layer = ns.nn.IterNorm(4, momentum=0.0, dtype=F64)
     layer(mixed((32, 4)))

@@ -75,6 +75,13 @@ class BatchRenorm(_OfFeatures):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        if not isinstance(r_max, tuple) or not isinstance(d_max, tuple):
+            raise SpecError(
+                "Batch renormalization was asked for bounds without the batches at which they grow.",
+                found={"r_max": r_max, "d_max": d_max},
+                because="training starts as batch normalization and lets r and d go step by step",
+                do="give (limit, first batch, last batch), such as r_max=(3.0, 5_000, 40_000)",
+            )
         if r_max[0] < 1 or d_max[0] < 0 or r_max[1] > r_max[2] or d_max[1] > d_max[2]:
             raise SpecError(
                 "Batch renormalization was asked for bounds that cannot hold.",
@@ -114,6 +121,13 @@ class OnlineNorm(Norm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        if not (0 <= decay_forward < 1 and 0 <= decay_backward < 1):
+            raise SpecError(
+                "Online normalization was asked for a decay that does not forget.",
+                found={"decay_forward": decay_forward, "decay_backward": decay_backward},
+                because="both are shares of the past that are kept",
+                do="give numbers from 0 up to, not including, 1, such as 0.999 and 0.99",
+            )
         spec = CATALOG["OnlineNorm"].but(eps=eps, decay=(decay_forward, decay_backward), affine=affine, bias=affine)
         super().__init__(spec, num_features, device=device, dtype=dtype)
         scaling = CATALOG["GroupNorm"].but(groups=1, center=False, scale="rms", affine=False, bias=False)

@@ -11,6 +11,7 @@ from normscope.kernels.cells import cells, each
 from normscope.kernels.reference import Statistics, measure, merged, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm, register_state
+from normscope.norms.shapes import expect_channels
 from normscope.norms.sources import teach
 from normscope.terms.catalog import CATALOG
 
@@ -47,6 +48,7 @@ class SwitchableNorm(nn.Module):
         """The normalized input."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_channels(self, input, len(self.weight))
         instance = measure(input, self._instance, mask)
         three = [instance, self._of_layer(instance, input, mask), self._of_batch(instance, input, mask)]
         mean = sum(share * seen.mean for share, seen in zip(self.mean_weight.softmax(0), three, strict=True))

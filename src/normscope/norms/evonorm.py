@@ -11,6 +11,7 @@ from normscope.kernels.cells import cells, counted, each
 from normscope.kernels.reference import measure, merged, root, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import register_state
+from normscope.norms.shapes import expect_channels
 from normscope.norms.sources import teach
 from normscope.terms.catalog import CATALOG
 from normscope.terms.spec import NormSpec
@@ -44,6 +45,7 @@ class EvoNormB0(nn.Module):
         """The normalized and activated input; mask (N, *S), or lengths (N,): other cells pass unchanged."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_channels(self, input, len(self.weight))
         view = cells(input, self._over_batch)
         x, mask = _counted(view.split(wide(input)), input, self._over_batch, mask)
         seen = measure(input, self._over_positions, mask)
@@ -91,6 +93,7 @@ class EvoNormS0(nn.Module):
         """The normalized and activated input; mask (N, *S), or lengths (N,): other cells pass unchanged."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_channels(self, input, len(self.weight))
         view = cells(input, self._over_group)
         x, mask = _counted(view.split(wide(input)), input, self._over_group, mask)
         sigma = root(measure(input, self._over_group, mask).var, self._over_group)

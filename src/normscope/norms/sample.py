@@ -12,7 +12,9 @@ from normscope.kernels.cells import cells, counted, each
 from normscope.kernels.reference import measure, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
+from normscope.norms.shapes import expect_channels
 from normscope.terms.catalog import CATALOG
+from normscope.terms.errors import SpecError
 from normscope.terms.spec import Layout
 
 
@@ -68,6 +70,7 @@ class FilterResponseNorm(Norm):
         """The thresholded response; without positions, (N, C), each number is its own mean."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_channels(self, input, self.channels)
         x = input.unsqueeze(-1) if input.ndim == 2 else input
         if mask is not None:
             mask = counted(x, self.spec, mask.unsqueeze(-1) if input.ndim == 2 else mask)
@@ -120,6 +123,10 @@ class DynamicTanh(nn.Module):
         layout: whether the input is (N, *, C) or (N, C, *).
         device: of parameters.
         dtype: of parameters.
+
+    Raises:
+        SpecError: another layout.
+        ShapeError: at a call, the input has other channels.
     """
 
     def __init__(
@@ -131,6 +138,13 @@ class DynamicTanh(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        if layout not in ("channels_first", "channels_last"):
+            raise SpecError(
+                "DynamicTanh was asked for a layout that there is not.",
+                found={"layout": repr(layout)},
+                because="channels stand on the second axis or on the last",
+                do='choose "channels_first" or "channels_last"',
+            )
         self.layout = layout
         self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
         self.weight = nn.Parameter(torch.ones(num_channels, device=device, dtype=dtype))
@@ -140,6 +154,7 @@ class DynamicTanh(nn.Module):
         """The squashed input."""
         if isinstance(input, Proxy):
             return leaf(self, input)
+        expect_channels(self, input, len(self.weight), 1 if self.layout == "channels_first" else -1)
         tail = (1,) * (input.ndim - 2) if self.layout == "channels_first" else ()
         weight, bias = self.weight.view(-1, *tail), self.bias.view(-1, *tail)
         return (torch.tanh(self.alpha * input) * weight + bias).to(input.dtype)

@@ -11,7 +11,7 @@ from normscope.kernels.reference import Statistics, measure, root, scale_and_shi
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.sources import Call, initial_state, run, teach
 from normscope.terms.catalog import CATALOG
-from normscope.terms.errors import ShapeError
+from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import Layout
 
 
@@ -33,7 +33,8 @@ class TemporalBatchNorm(nn.Module):
         dtype: of parameters and buffers.
 
     Raises:
-        ShapeError: at a call, the input is no sequence of C features.
+        SpecError: `max_steps` is below 1.
+        ShapeError: at a call, the input is no sequence of C features; while training, a single sequence.
     """
 
     layout: Layout = "channels_last"  # of its input, for those who look at sites
@@ -53,6 +54,13 @@ class TemporalBatchNorm(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        if max_steps < 1:
+            raise SpecError(
+                "TemporalBatchNorm was asked to keep the statistics of no time step.",
+                found={"max_steps": max_steps},
+                because="at inference every step is normalized by kept statistics",
+                do="use max_steps ≥ 1, best the length of the training's sequences",
+            )
         self.channels, self.max_steps, self.gain, self.batch_first = num_features, max_steps, gain, batch_first
         self._step = CATALOG["BatchNorm"].but(eps=eps, momentum=momentum)
         self._sequence = self._step.but(over="N", layout="channels_last")
@@ -77,6 +85,7 @@ class TemporalBatchNorm(nn.Module):
             )
         if not self.batch_first:
             input, mask = input.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+        self._check_batch(input)
         used = self._of_batch(input, mask) if self.training else self._kept(input)
         sigma = root(used.var, self._sequence)
         y = scale_and_shift(input, self._sequence, used.mean, sigma, self.weight, self.bias, mask)
@@ -84,11 +93,21 @@ class TemporalBatchNorm(nn.Module):
 
     def at(self, input: Tensor, step: int, mask: Tensor | None = None) -> Tensor:
         """One time step, (N, C), by itself; mask (N,)."""
+        self._check_batch(input)
         if self.training and step >= self.max_steps:
             spec = self._step.but(infer_from="batch")
             return run(Call(input, spec, self.weight, self.bias, None, mask), True)
         state = {name: buffer[min(step, self.max_steps - 1)] for name, buffer in self.named_buffers()}
         return run(Call(input, self._step, self.weight, self.bias, state, mask), self.training)
+
+    def _check_batch(self, input: Tensor) -> None:
+        if self.training and len(input) == 1:
+            raise ShapeError(
+                "TemporalBatchNorm was given a single sequence to train on.",
+                found={"input": tuple(input.shape), "training": True},
+                because="each time step takes its statistics over the batch, and one number shows no spread",
+                do='train on two sequences or more, or use norm="layer"',
+            )
 
     def _of_batch(self, input: Tensor, mask: Tensor | None) -> Statistics:
         seen = measure(input, self._sequence, mask)

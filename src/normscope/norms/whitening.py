@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from normscope.kernels.cells import counted, ungroupable
 from normscope.kernels.reference import wide
 from normscope.norms.leaf import Proxy, leaf
+from normscope.norms.shapes import expect_channels
 from normscope.norms.sources import recomputing
 from normscope.terms.catalog import CATALOG
-from normscope.terms.errors import ShapeError
 from normscope.terms.spec import NormSpec
 
 
@@ -54,13 +54,7 @@ class Whitening(nn.Module):
         """The whitened input; mask (N, *S), or lengths (N,): other cells are neither counted nor written."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
-        if input.ndim < 2 or input.shape[1] != self.channels:
-            raise ShapeError(
-                f"{type(self).__name__} was given an input that it cannot whiten.",
-                found={"input": tuple(input.shape), "channels": self.channels},
-                because=f"the layer was made for {self.channels} channels on axis 1",
-                do=f"pass (N, {self.channels}, *)",
-            )
+        expect_channels(self, input, self.channels)
         groups = self.spec.groups
         x = wide(input).movedim(1, 0).flatten(1).unflatten(0, (groups, -1))  # (groups, channels of one, cells)
         if mask is not None:
@@ -68,7 +62,9 @@ class Whitening(nn.Module):
             x = torch.where(mask.flatten(), x, 0.0)  # what stands there (NaN, perhaps) must not reach the gradient
         mean, cov = self._statistics(x, mask)
         eps = 0.0 if self.spec.eps is None else self.spec.eps
-        cov = cov + eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
+        identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
+        # of a batch that is not finite the deviations are NaN, and so is the output; a root there would be an error
+        cov = torch.where(cov.isfinite().all(), cov, identity) + eps * identity
         whitener = inverse_root(cov) if self.spec.iterations is None else newton_root(cov, self.spec.iterations)
         y = (whitener @ (x - mean)).flatten(0, 1)
         if self.weight is not None:
