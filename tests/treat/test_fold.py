@@ -348,6 +348,24 @@ def test_what_a_removed_norm_left_is_folded_too():
     assert difference(treated.model(x), model(x)) < 1e-9
 
 
+class NormAct(nn.BatchNorm2d):
+    """As timm writes it: the activation and a dropout inside."""
+
+    def __init__(self, channels, act):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.5), act
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.LeakyReLU(0.3), nn.SiLU()])
+def test_a_foreign_norm_with_its_activation_inside_leaves_the_activation(act):
+    model = learned(nn.Sequential(nn.Conv2d(4, 6, 1), NormAct(6, act), nn.Conv2d(6, 2, 1)))
+    treated = folded(model, images(), 0)
+    assert type(treated.model[1]) is type(act)
+
+
 class Drawn(nn.Module):
     """Random blocks: layers and norms in any order, residuals, blocks that are called twice."""
 

@@ -40,7 +40,7 @@ def command(
 
     build, train_step, data = parts(factory)
     prescriptions = _prescriptions(treatment, argument or [], site or [], record)
-    _meet()
+    joined = _meet()
     first = rank_and_size()[0] == 0
 
     def tell(arm: str, seed: int, step: int) -> None:
@@ -60,6 +60,8 @@ def command(
     )
     if first:
         typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) if as_json else _told(result))
+    if joined:
+        _part()
     raise typer.Exit(0 if result.verdict is Verdict.HOLDS else 1)
 
 
@@ -91,15 +93,25 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _meet() -> None:
-    """Join the other ranks that torchrun has started, unless the factory has done so."""
+def _meet() -> bool:
+    """Join the other ranks that torchrun has started, unless the factory has done so; whether they were joined."""
     import torch
     import torch.distributed as dist
 
-    if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and dist.is_available() and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys() or not dist.is_available() or dist.is_initialized():
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return True
+
+
+def _part() -> None:
+    """Leave when all have come: a rank that leaves while another still talks takes it down."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _told(result: Trial) -> str:

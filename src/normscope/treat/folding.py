@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.anatomy.recognize import spec_of
-from normscope.norms.module import Norm
+from normscope.anatomy.recognize import activation_of, spec_of
 from normscope.terms.activations import ACTIVATIONS
+from normscope.treat.fused import without_activation
 from normscope.treat.measure import difference
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,9 +29,7 @@ def line(norm: nn.Module, rank: int) -> tuple[Tensor, Tensor] | None:
         mean = getattr(norm, "weight", None)
     if spec is None or not isinstance(mean, Tensor):
         return None
-    twin = copy.deepcopy(norm).double().eval()
-    if isinstance(twin, Norm):
-        twin.spec = twin.spec.but(activation=None)
+    twin = copy.deepcopy(without_activation(norm)).double().eval()
     shape = [1] * rank
     shape[1 if spec.layout == "channels_first" else -1] = mean.numel()
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +60,8 @@ def left_over(norm: nn.Module) -> nn.Module:
     spec = spec_of(norm)
     if spec is None or spec.activation is None:
         return nn.Identity()
-    return getattr(nn, ACTIVATIONS[spec.activation].classes[0])()
+    held = (part for part in norm.children() if activation_of(part) is not None)
+    return next(held, None) or getattr(nn, ACTIVATIONS[spec.activation].classes[0])()
 
 
 def pads_with_zeros(layer: Any) -> bool:
