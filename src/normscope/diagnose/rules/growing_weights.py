@@ -120,6 +120,7 @@ RULE = Rule(
     __doc__,
     thresholds={"grown": GROWN, "upright": UPRIGHT, "stalled": STALLED},
     causes=("rate_too_low",),
+    travels="backward",
     sick=SICK,
     healthy=HEALTHY,
 )
