@@ -93,6 +93,20 @@ def test_follows_the_papers(kind, norm):
     torch.testing.assert_close((last[0] if kind == "LSTM" else last)[0], y[-1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["layer", "rms", "batch"])
+def test_the_scale_of_the_weights_does_not_matter(kind, norm):
+    """Ba et al. 2016, table 1, and Cooijmans et al. 2017, section 3."""
+    layer, x = made(kind, 3, 6, norm=norm), sequence(n=16)
+    with torch.no_grad():
+        for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+            weight.mul_(300)
+        before = layer(x)[0]
+        for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+            weight.mul_(10)
+        torch.testing.assert_close(layer(x)[0], before, rtol=1e-3, atol=1e-4)
+
+
 def test_weight_norm_is_torchs_lstm_with_normalized_weights():
     layer, theirs = made("LSTM", 3, 6, norm="weight"), nn.LSTM(3, 6, dtype=F64)
     with torch.no_grad():

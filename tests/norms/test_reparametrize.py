@@ -144,6 +144,12 @@ def test_group_norm_after_standardized_weights_ignores_their_scale():
     torch.testing.assert_close(norm(F.conv2d(x, layer.weight)), before)
 
 
+def test_centred_weights_do_not_see_a_constant_added_to_the_input():
+    layer = ns.nn.centered_weight_norm(made("linear"))
+    x = torch.randn(7, 5, dtype=F64)
+    torch.testing.assert_close(layer(x + 30), layer(x))
+
+
 def test_scaled_standardization_keeps_the_variance():
     torch.manual_seed(0)
     layer = ns.nn.weight_standardization(nn.Linear(512, 512, bias=False, dtype=F64), gain=True)

@@ -108,6 +108,9 @@ def test_dynamic_tanh():
         layer = shuffled(ns.nn.DynamicTanh(6, layout=layout, dtype=F64))
         wanted = along(layer.weight) * torch.tanh(layer.alpha * x) + along(layer.bias)
         torch.testing.assert_close(layer(y), wanted if layout == "channels_first" else wanted.movedim(1, -1))
+        loud = layer(y * 1e9)  # squashed, however large the input (section 3)
+        loud = loud.movedim(1, -1) if layout == "channels_first" else loud
+        assert ((loud - layer.bias).abs() <= layer.weight.abs() * (1 + 1e-12)).all()
 
 
 def test_switchable_norm():
