@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from normscope.kernels.cpu import recurrent
 from normscope.norms.classes import LayerNorm, RMSNorm
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
@@ -222,6 +223,10 @@ class _Recurrent(nn.Module):
     def _pass(self, x: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
         """One layer in one direction. The product with the inputs is one matrix product for all steps."""
         projected = self._projected(F.linear(x, getattr(self, "weight_ih" + suffix)), suffix, mask)
+        return self._steps(projected, state, suffix, mask)
+
+    def _steps(self, projected: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
+        """One step after the other."""
         weight = getattr(self, "weight_hh" + suffix).T
         bias = getattr(self, "bias_hh" + suffix) if self.bias else None
         outputs = []
@@ -331,6 +336,18 @@ class LSTM(_Recurrent):
 
     def _function(self) -> Any:
         return torch.lstm
+
+    def _steps(self, projected: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
+        """By a kernel where there is one: then the modules of the norms inside are not called, only their weights."""
+        norms: list[Any] = [self.norms["hh0" + suffix], self.norms["cell" + suffix]]
+        kind = LayerNorm if self.norm == "layer" else RMSNorm
+        if mask is None and all(type(norm) is kind and norm.weight is not None and norm.eps == 1e-5 for norm in norms):
+            weight, bias = getattr(self, "weight_hh" + suffix), getattr(self, "bias_hh" + suffix, None)
+            tensors = projected, *state, weight, bias, *(norm.weight for norm in norms)
+            if recurrent.serves(*tensors):
+                y, c = recurrent.lstm(kind is RMSNorm, 1e-5, *tensors)
+                return y, (y[-1], c)
+        return super()._steps(projected, state, suffix, mask)
 
     def _step(
         self, given: Tensor, state: State, weights: Any, suffix: str, step: int, mask: Tensor | None

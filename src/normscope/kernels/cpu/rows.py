@@ -57,7 +57,9 @@ def _forward(problem: Problem, operands: Operands) -> Made:
     packed, kept = _packed(problem, operands, rows, mean, var)
     packed[11], packed[16] = y.data_ptr(), 0 if residual is None else residual.data_ptr()
     half = x.dtype is torch.bfloat16
-    launch(_rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, packed[2])
+    launch(
+        _rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, int(packed[2])
+    )
     del kept
     return Made(y, mean, var)
 
@@ -73,7 +75,7 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     half = x.dtype is torch.bfloat16
-    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, packed[2])
+    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, int(packed[2]))
     del kept
     dw, db = of_affine.sum(1)
     return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
