@@ -206,6 +206,13 @@ def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, 
 
 def _register(module: M, name: str, parametrization: nn.Module) -> M:
     _parameter(module, name)
+    if parametrize.is_parametrized(module, name) and getattr(parametrization, "gain", None) is not None:
+        raise ModelError(
+            f"A gain for the rows of `{name}` was asked of {type(module).__name__}, which is parametrized already.",
+            found=f"`{name}` has a parametrization",
+            because="gain and direction are stored in place of the weight, so they must come first",
+            do="torch.nn.utils.parametrize.remove_parametrizations(layer, name), then ask again",
+        )
     parametrize.register_parametrization(module, name, parametrization)
     return module
 
