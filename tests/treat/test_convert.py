@@ -383,3 +383,18 @@ def test_an_optimizer_goes_along_with_its_state():
     inplace = ns.treat(model, ns.Prescription("remove_bias"), inplace=True)
     assert [name for name, new in inplace.parameters.items() if new is None] == ["0.bias", "3.bias", "6.bias"]
     assert len(inplace.carry(optimizer, before).state) == 9
+
+
+def test_the_threshold_of_filter_response_normalization_is_kept():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), learned(ns.nn.FilterResponseNorm(6)), nn.Conv2d(6, 2, 1)).eval()
+    x = batch()
+    treated = convert(model, "GroupNorm", data=x)
+    norm = treated.model[1]
+    assert torch.equal(norm.tau, model[1].tau) and treated.parameters["1.tau"] == "1.tau" and norm.tau.std() > 0.1
+    assert (treated.model[:2](x) >= norm.tau.view(-1, 1, 1)).all()
+    assert treated.error < 0.7 and treated.error == pytest.approx(difference(treated.model(x), model(x)), rel=1e-3)
+    back = convert(treated.model, "FilterResponseNorm", data=x)
+    assert torch.equal(back.model[1].tau, norm.tau) and difference(back.model(x), model(x)) < 0.1
+    learned_eps = nn.Sequential(ns.nn.FilterResponseNorm(3, learned_eps=True))
+    assert convert(learned_eps, "GroupNorm").skipped[0][1] == "it has parameters of its own: eps_learned"

@@ -34,7 +34,7 @@ from normscope.treat.calibration import Fit, calibrate
 from normscope.treat.fitting import fitted, same_kind, spec_named, words
 from normscope.treat.flows import flow_of
 from normscope.treat.folding import line
-from normscope.treat.fused import unlike, without_activation
+from normscope.treat.fused import Thresholded, threshold_of, unlike, without_activation
 from normscope.treat.measure import difference
 from normscope.treat.snapshot import working_copy
 from normscope.treat.standardizing import standardize
@@ -222,6 +222,8 @@ def _like(module: nn.Module, reached: Tensor | None, model: nn.Module) -> Tensor
 def _built(spec: NormSpec, source: NormSpec, module: nn.Module, channels: int, like: Tensor) -> Norm:
     """The new layer, with the parameters and buffers of the old one where it has a place for them."""
     new = build(spec, channels, device=like.device, dtype=like.dtype)
+    if isinstance(new, Norm) and (tau := threshold_of(module)) is not None:
+        new = Thresholded(spec, channels, tau, device=like.device, dtype=like.dtype)
     if not isinstance(new, Norm):
         raise _Unfit(f"{type(new).__name__} is another formula, to which weight and statistics cannot be carried over")
     with torch.no_grad():
@@ -315,6 +317,7 @@ def _channels(module: nn.Module, source: NormSpec, fitting: bool) -> int:
     if len(shape) != 1 and not (fitting and source.over == frozenset("CS") and source.layout == "channels_first"):
         raise _Unfit("it has a weight for each of several axes; pass data to fit one for each channel")
     unread = {name for name, _ in module.named_parameters()} - {"weight", "bias"}
+    unread -= {"tau"} if threshold_of(module) is not None else set()
     if unread:
         raise _Unfit(f"it has parameters of its own: {', '.join(sorted(unread))}")
     return shape[0]
