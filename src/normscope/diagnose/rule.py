@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from normscope.terms.datum import Datum
 from normscope.terms.errors import SpecError
-from normscope.terms.finding import Evidence, Finding, Prescription, Severity
+from normscope.terms.finding import Evidence, Finding, Prescription, Removal, Severity
 
 HEADINGS = ("What it finds", "Why it hurts", "Evidence", "Prescription", "When to ignore", "References")
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
@@ -108,6 +108,7 @@ class Rule(Datum):
         severity: Severity | None = None,
         since_step: int | None = None,
         prescriptions: Sequence[Prescription] = (),
+        removals: Sequence[Removal] = (),
     ) -> Finding:
         """A finding of this ailment; why it hurts is the rule's own section."""
         return Finding(
@@ -120,4 +121,5 @@ class Rule(Datum):
             since_step=since_step,
             why=" ".join(self.sections["Why it hurts"].split()),
             prescriptions=tuple(prescriptions),
+            removals=tuple(removals),
         )

@@ -144,6 +144,13 @@ def _broken(look: Look) -> float:
     return max((value for (_, name), value in look.scalars.items() if name == "running_broken"), default=nan)
 
 
+def _shut(look: Look) -> float:
+    """The mean share over the norms of channels that vary by less than a hundredth of the others behind it."""
+    channels = [summary.channels for _, summary in look.seen("norm") if summary.channels is not None]
+    sizes = [(one.std, float(np.sqrt(np.mean(one.var)))) for one in channels if one.std.size > 1]
+    return _mean(float(np.mean(std <= 0.01 * size)) for std, size in sizes)
+
+
 def _unlike(look: Look) -> float:
     """By how many e-folds the signal dies or explodes along depth, whichever is worse."""
     return max((one for one in (_alike(look), _grown(look)) if isfinite(one)), default=nan)
@@ -167,6 +174,7 @@ SYMPTOMS: Mapping[str, Symptom] = MappingProxyType(
         "unlike": Symptom("change of the signal along depth in e-folds", _unlike, 2.0),
         "symmetry": Symptom("share of layers whose units are the same", _symmetric, 0.1),
         "running_broken": Symptom("share of unusable running statistics", _broken, 1e-9),
+        "shut": Symptom("share of channels that carry nothing behind a norm", _shut, 0.1),
         "starved": Symptom("shortage of gradient in the first layers in e-folds", _starved, 2.0),
         "flooded": Symptom("excess of gradient in the first layers in e-folds", _flooded, 2.0),
         "eval_gap": Symptom("gap between the modes in deviations", _gap, 0.1),

@@ -110,6 +110,8 @@ RULE = Rule(
     __doc__,
     thresholds={"shut": SHUT},
     causes=("dead_units", "vanishing_gradient", "unmoved_layer"),
+    symptom="shut",
+    removal="scale",
     sick=SICK,
     healthy=HEALTHY,
 )

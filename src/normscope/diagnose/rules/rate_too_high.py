@@ -36,7 +36,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
-from normscope.terms.finding import Finding, Prescription
+from normscope.terms.finding import Finding, Prescription, Removal
 
 RISEN = Threshold(
     1.5,
@@ -64,19 +64,21 @@ def check(case: Case) -> Iterator[Finding]:
     since = track.since(above=threshold.value) if len(track) else None
     ratios = case.update_ratio
     worst = sorted(ratios.paths, key=lambda path: -np.nan_to_num(ratios.at(path).last))
-    told, size = "", None
+    told, size, tried = "", None, []
     if better is not None:
-        size, before, after = better
+        size, before, after, least = better
         told = (
             f" On the fixed batch one step takes the loss from {before:.3g} to {after:.3g}; one {size:g} times as long "
-            "lowers it."
+            f"lowers it to {least:.3g}."
         )
+        tried = [Removal(f"a step {size:g} times as long", "loss of the fixed batch after one step", after, least)]
     yield RULE.finding(
         worst or [""],
         words + told,
         threshold.evidence("loss" if threshold is RISEN else "update_ratio", value, track.steps),
         since_step=int(track.steps[0]) if since is None else since,
         prescriptions=list(_prescriptions(size)),
+        removals=tried,
     )
 
 
@@ -130,14 +132,14 @@ def _restless(case: Case) -> tuple[str, Threshold, float, Track] | None:
     )
 
 
-def _better(case: Case) -> tuple[float, float, float] | None:
-    """The size at which one step lowers the loss most, the loss before, and after one whole step, which is no lower."""
+def _better(case: Case) -> tuple[float, float, float, float] | None:
+    """The size at which a step lowers the loss most; the loss before, after a whole step (no lower), after that one."""
     losses = case.experiment.losses() if case.experiment is not None else {}
     if not losses:
         return None
     before, whole = losses[0.0], losses[1.0]
     size = min((one for one in losses if one), key=lambda one: np.nan_to_num(losses[one], nan=np.inf))
-    return (size, before, whole) if size <= SMALLER and losses[size] < before <= whole else None
+    return (size, before, whole, losses[size]) if size <= SMALLER and losses[size] < before <= whole else None
 
 
 def _prescriptions(size: float | None) -> Iterator[Prescription]:

@@ -175,6 +175,7 @@ RULE = Rule(
         *("poor_initialization", "rate_too_high", "drifting_distribution", "uneven_updates", "restricted_output"),
         *("rank_collapse", "rate_too_low", "unlike_units"),
     ),
+    removal="input",
     sick=SICK,
     healthy=HEALTHY,
 )
