@@ -179,6 +179,24 @@ def test_checkpointing_changes_nothing(name, reentrant):
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchRenorm", "EstimatedBatchNorm", "OnlineNorm", "spectral_norm"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_checkpoint_is_right_or_refused(name):
+    torch._dynamo.reset()
+    eager = made(name, torch.float32)
+    layer = copy.deepcopy(eager)
+    run = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False).sin(), backend="aot_eager")
+    x, y = (batch(torch.float32).requires_grad_() for _ in range(2))
+    if name == "BatchNorm1d":
+        eager(x).sin().sum().backward()
+        run(y).sum().backward()
+        torch.testing.assert_close(y.grad, x.grad)
+        torch.testing.assert_close(layer.state_dict(), eager.state_dict())
+    else:
+        with pytest.raises(ns.NormscopeError, match="leave this layer outside of the checkpoint"):
+            run(y).sum().backward()
+
+
 def test_a_checkpoint_with_another_input_is_refused():
     layer, noise = ns.nn.BatchRenorm(4), iter(torch.randn(2, 5, 4, 3))
     y = checkpoint(lambda x: layer(x + next(noise)), batch(torch.float32).requires_grad_(), use_reentrant=False)

@@ -55,6 +55,9 @@ and counted once), is one node to `torch.fx`, and keeps the dtype of its input. 
 | pickle | layers with normalized weights | torch's parametrizations save their `state_dict` only |
 | vmap | LSTM, GRU, RNN with norm None or "weight" | ATen's recurrent loop has no batching rule |
 | vmap, in training | norms over the batch | their buffers hold one state |
+| compile and checkpoint together | BatchRenorm, EstimatedBatchNorm, BatchChannelNorm, OnlineNorm, spectral_norm | \
+compiled code would read statistics that have moved on, and raises |
+| checkpoint around a compiled layer | norms over the batch | as torch's: compiled code counts the batch again |
 | checkpoints out of order | spectral_norm | of several runs that wait at once, the last is taken to come back first |
 | dtype | RMSNorm with a wider weight | torch's promotes |
 | masks | LocalResponseNorm, DynamicTanh | they share nothing between positions |
