@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from normscope.kernels.reference import normalize
 from normscope.norms import past
 from normscope.norms.sources import recomputing
+from normscope.norms.sources.snapshot import snapshot
 from normscope.terms.errors import ModelError
 from normscope.terms.spec import NormSpec
 
@@ -117,7 +118,7 @@ class Spectral(nn.Module):
         again = self.training and recomputing()
         if self.training and not again:
             self.iterate(matrix, self.iterations)
-        u, v = past.again(self._u, ()) if again else (self._u.clone(), self._v.clone())
+        u, v = past.again(self._u, ()) if again else (snapshot(self._u), snapshot(self._v))
         normalized = weight / (u @ matrix @ v).clamp(min=self.eps)
         if self.training and not again:
             past.keep(self._u, (), (u, v), normalized)
