@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,35 +11,19 @@ from typer.testing import CliRunner
 import normscope as ns
 from normscope.cli.app import app
 
-PARTS = textwrap.dedent(
-    """
-    import torch
-    from torch import nn
+PARTS = f"""
+import runpy
 
-    def build(seed):
-        layers = []
-        for _ in range(6):
-            linear = nn.Linear(8, 8)
-            nn.init.normal_(linear.weight, std=2.0)
-            layers += [linear, nn.Tanh()]
-        model = nn.Sequential(*layers, nn.Linear(8, 1))
-        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+made = runpy.run_path({str(Path(__file__).with_name("test_trial.py"))!r})
 
-    def train_step(model, optimizer, step):
-        x = torch.randn(64, 8)
-        loss = (model(x) - x[:, :1]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
 
-    def parts():
-        return build, train_step
+def parts():
+    return made["build"], made["train_step"]
 
-    def without_step():
-        return build
-    """
-)
+
+def without_step():
+    return made["build"]
+"""
 ASKED = ("--treatment", "insert_norm", "--argument", "norm=BatchNorm", "--steps", "40", "--seeds", "3")
 
 
