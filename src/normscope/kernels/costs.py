@@ -19,11 +19,39 @@ class Cost(NamedTuple):
     element: float
 
 
-# (offer, device, statistics over, memory, dtype) → forward + backward; two threads of an EPYC with AVX-512, torch 2.13
-COSTS: dict[tuple[str, str, str, str, torch.dtype], Cost] = {}
+# (offer, device, statistics over, memory, dtype) → forward + backward without activation; two threads of an EPYC with
+# AVX-512, torch 2.13. Memory is "channels_last" wherever the channels lie side by side.
+_LIES, _LAST = "contiguous", "channels_last"
+_F32, _BF16 = torch.float32, torch.bfloat16
+COSTS: dict[tuple[str, str, str, str, torch.dtype], Cost] = {
+    ("aten", "cpu", "NS", _LIES, _F32): Cost(45, 1.4),
+    ("aten", "cpu", "NS", _LAST, _F32): Cost(45, 0.6),
+    ("aten", "cpu", "NS", _LIES, _BF16): Cost(45, 1.0),
+    ("aten", "cpu", "NS", _LAST, _BF16): Cost(45, 0.65),
+    ("aten", "cpu", "CS", _LIES, _F32): Cost(45, 0.55),
+    ("aten", "cpu", "CS", _LAST, _F32): Cost(45, 1.0),
+    ("aten", "cpu", "CS", _LIES, _BF16): Cost(45, 0.6),
+    ("aten", "cpu", "CS", _LAST, _BF16): Cost(45, 6.0),
+    ("aten", "cpu", "S", _LIES, _F32): Cost(50, 1.15),
+    ("aten", "cpu", "S", _LAST, _F32): Cost(60, 2.1),
+    ("aten", "cpu", "S", _LIES, _BF16): Cost(50, 1.2),
+    ("aten", "cpu", "S", _LAST, _BF16): Cost(60, 2.5),
+    ("numba", "cpu", "NS", _LIES, _F32): Cost(190, 0.75),
+    ("numba", "cpu", "NS", _LAST, _F32): Cost(240, 0.8),
+    ("numba", "cpu", "NS", _LIES, _BF16): Cost(190, 0.6),
+    ("numba", "cpu", "NS", _LAST, _BF16): Cost(240, 0.7),
+    ("numba", "cpu", "CS", _LIES, _F32): Cost(190, 0.7),
+    ("numba", "cpu", "CS", _LAST, _F32): Cost(190, 0.8),
+    ("numba", "cpu", "CS", _LIES, _BF16): Cost(190, 0.6),
+    ("numba", "cpu", "CS", _LAST, _BF16): Cost(190, 0.7),
+    ("numba", "cpu", "S", _LIES, _F32): Cost(190, 0.7),
+    ("numba", "cpu", "S", _LAST, _F32): Cost(190, 0.8),
+    ("numba", "cpu", "S", _LIES, _BF16): Cost(190, 0.6),
+    ("numba", "cpu", "S", _LAST, _BF16): Cost(190, 0.8),
+}
 
 # what ATen's functions for the activation and for the residual sum add, each
-ADDED: dict[tuple[str, torch.dtype], Cost] = {}
+ADDED: dict[tuple[str, torch.dtype], Cost] = {("cpu", _F32): Cost(10, 0.65), ("cpu", _BF16): Cost(10, 0.35)}
 
 
 def known(name: str, spec: NormSpec) -> bool:
@@ -35,7 +63,7 @@ def known(name: str, spec: NormSpec) -> bool:
 def cost(name: str, problem: Problem) -> float | None:
     """Microseconds that the offer `name` is expected to take for a problem; None where nobody measured."""
     spec = problem.spec
-    row = COSTS.get((name, problem.device, _over(spec), problem.memory, problem.dtype))
+    row = COSTS.get((name, problem.device, _over(spec), _memory(problem), problem.dtype))
     if row is None:
         return None
     call, element = row
@@ -48,3 +76,9 @@ def cost(name: str, problem: Problem) -> float | None:
 
 def _over(spec: NormSpec) -> str:
     return "".join([axis for axis in "NCS" if axis in spec.over])
+
+
+def _memory(problem: Problem) -> str:
+    """How the input lies, seen from its channels: those of (N, *S, C) and of (N, C) lie side by side."""
+    last = problem.spec.layout == "channels_last" or len(problem.shape) == 2
+    return "channels_last" if last and problem.memory == "contiguous" else problem.memory

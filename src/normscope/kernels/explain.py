@@ -111,8 +111,10 @@ def _operands(
     module: Any, spec: NormSpec, x: Tensor, residual: Tensor | None, mask: Tensor | None, training: bool
 ) -> tuple[Tensor, Operands]:
     channels = x.shape[1 if spec.layout == "channels_first" else -1]
-    weight = getattr(module, "weight", torch.ones(channels) if spec.affine else None)
-    bias = getattr(module, "bias", torch.zeros(channels) if spec.bias else None)
+    if isinstance(module, NormSpec):
+        weight, bias = (torch.ones(channels) if wanted else None for wanted in (spec.affine, spec.bias))
+    else:
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     source = spec.train_from if training else spec.infer_from
     held = None if source in ("input", "batch", "ghost") else torch.ones(channels, device=x.device)
     axes = len(getattr(module, "shape", (1,)))

@@ -20,9 +20,13 @@ def forced() -> str | None:
     return _when_compiled() if torch.compiler.is_compiling() else _forced.get()
 
 
-@torch.compiler.assume_constant_result  # the compiler cannot read a context variable, but can call who does
 def _when_compiled() -> str | None:
     return _forced.get()
+
+
+# The compiler cannot read a context variable, but can call who does. This is what torch.compiler.assume_constant_result
+# sets; asking it to would load the compiler.
+_when_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager

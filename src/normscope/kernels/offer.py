@@ -7,12 +7,13 @@ Triton) only inside its functions, so that looking at the offers loads nothing. 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,6 +128,16 @@ class Problem(NamedTuple):
         """C."""
         return self.shape[1 if self.spec.layout == "channels_first" else -1]
 
+    @property
+    def statistics(self) -> int:
+        """How many pairs of μ and σ there are."""
+        count = self.spec.groups if "C" in self.spec.over else self.channels
+        if "N" not in self.spec.over:
+            count *= self.shape[0]
+        if "S" not in self.spec.over:
+            count *= self.elements // max(1, self.shape[0] * self.channels)
+        return count
+
 
 class Made(NamedTuple):
     """What a kernel's forward pass returns.
@@ -182,6 +193,7 @@ class Offer:
     backward: Backward | None = None
 
 
+@functools.cache
 def found() -> tuple[Offer, ...]:
     """Every offer in its place, kernels first: for equal costs the earlier one is taken."""
     offers: list[Offer] = []
@@ -208,6 +220,12 @@ def memory_of(x: Tensor) -> Memory:
     return "strided"
 
 
+def transforming() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is under way, where a value cannot be looked at."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def _odd(operands: Operands) -> str | None:
     x, weight, bias, residual, _, mean, var = operands
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
@@ -218,8 +236,7 @@ def _odd(operands: Operands) -> str | None:
         return None
     if any(value is not None and type(value) not in _PLAIN for value in (x, weight, bias, residual)):
         return "an operand is of a subclass of Tensor"
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    if transformed or forward_ad._current_level >= 0:
+    if transforming():
         return "a function transform is under way"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode looks at every operation"

@@ -84,7 +84,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
         tasks = _shares(packed, form, x.element_size())
         launch(_columns("forward", half, kind, int(added)), packed, tasks)
     if problem.given:
-        mean = var = mean.new_empty(0)
+        mean, var = mean.new_empty(0), mean.new_empty(0)
     return Made(y, mean, var)
 
 
@@ -126,8 +126,7 @@ def _tasks(form: _Form) -> int:
 def _statistics(form: _Form, operands: Operands) -> tuple[Tensor, Tensor]:
     if operands.mean is not None and operands.var is not None:
         return operands.mean.double(), operands.var.double()
-    mean, var = torch.empty(2, _tasks(form), dtype=torch.float64).unbind()
-    return mean, var
+    return torch.empty(_tasks(form), dtype=torch.float64), torch.empty(_tasks(form), dtype=torch.float64)
 
 
 def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:

@@ -21,9 +21,16 @@ WORDS = 40  # as in compiled/machine.py, which only a machine with Numba can imp
 OWN = 1  # the word that holds the address of the words
 
 
-@functools.cache
 def missing() -> str | None:
     """Why no kernel can be compiled or run here, or None."""
+    return _missing()
+
+
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile calls it, and looks not inside
+
+
+@functools.cache
+def _missing() -> str | None:
     if find_spec("numba") is None:
         return "Numba is not installed: pip install 'normscope[cpu]'"
     if _parallel() is None:
@@ -58,10 +65,6 @@ def words(values: dict[int, int], eps: float = 0.0) -> Any:
 def launch(kernel: Any, packed: Any, tasks: int) -> None:
     """Run the tasks of `kernel` on as many threads as torch uses, and wait for them."""
     packed[0] = 0
-    threads = min(torch.get_num_threads(), tasks)
-    if threads < 2:
-        kernel.ctypes(packed.ctypes.data)
-        return
     parallel = _parallel()
     assert parallel is not None
-    parallel(kernel.address, packed.ctypes.data, threads, 0)
+    parallel(kernel.address, int(packed[OWN]), max(1, min(torch.get_num_threads(), tasks)), 0)

@@ -30,7 +30,7 @@ from normscope.kernels.cpu.compiled.machine import (
     take,
 )
 
-WIDE = 1024  # columns of a wide row
+WIDE = 256  # columns of a wide row
 ROWS = 32  # rows whose sums are kept in float32
 NONE = np.float32(0)
 
@@ -117,8 +117,8 @@ def _write(
     added: bool,
 ) -> None:  # fmt: skip
     width = len(high)
-    for back in range(rows):
-        start = at + (rows - 1 - back) * pitch
+    for r in range(rows):
+        start = at + r * pitch
         xs, ys = x[start : start + width], y[start : start + width]
         if added:
             rs = more[start : start + width]
@@ -135,15 +135,33 @@ def _write_back(
     offset: Any, activation: int,
 ) -> None:  # fmt: skip
     width = len(high)
-    for back in range(rows):
-        start = at + (rows - 1 - back) * pitch
+    row = np.empty(width, np.float32)
+    for r in range(rows):
+        start = at + r * pitch
         xs, dzs, dxs = x[start : start + width], dz[start : start + width], dx[start : start + width]
+        if activation:
+            for i in range(width):
+                row[i] = load(dzs, i) * slope(activation, (load(xs, i) - high[i]) * scale[i] + shift[i])
+        else:
+            for i in range(width):
+                row[i] = load(dzs, i)
         for i in range(width):
-            d = load(xs, i) - high[i]
-            g = load(dzs, i)
-            if activation:
-                g *= slope(activation, d * scale[i] + shift[i])
-            store(dxs, i, scale[i] * g + toward[i] * d + offset[i])
+            store(dxs, i, scale[i] * row[i] + toward[i] * (load(xs, i) - high[i]) + offset[i])
+
+
+@jit
+def _folded(out: Any, mean: Any, m2: Any, n: float, fold: int, channels: int) -> None:
+    """Merge the columns that are one channel, of `n` numbers each, and then with what `out` holds."""
+    for c in range(channels):
+        together, squares = 0.0, 0.0
+        for k in range(fold):
+            together += mean[k * channels + c]
+            squares += m2[k * channels + c]
+        together /= fold
+        for k in range(fold):
+            delta = mean[k * channels + c] - together
+            squares += n * delta * delta
+        out[0, c], out[1, c], out[2, c] = merge(out[0, c], out[1, c], out[2, c], n * fold, together, squares)
 
 
 @jit
@@ -226,10 +244,7 @@ def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
                         x, start * channels, width, count, a[:width], b[:width], part[:width], linear[:width],
                         square[:width],
                     )  # fmt: skip
-                    for k in range(fold):
-                        for c in range(channels):
-                            j = k * channels + c
-                            out[0, c], out[1, c], out[2, c] = merge(out[0, c], out[1, c], out[2, c], n, a[j], b[j])
+                    _folded(out, a, b, n, fold, channels)
 
     return kernel(run)
 
