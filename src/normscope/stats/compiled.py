@@ -71,6 +71,11 @@ class _Room(threading.local):
 _room = _Room()
 
 
+def serves(x: torch.Tensor) -> bool:
+    """Whether the loops can read `x`."""
+    return _kind(x) is not None
+
+
 def digest(x: torch.Tensor, n: int = 8192) -> Digest | None:
     """The digest of ``strided(x, n)``, read where it lies; None for what the loops do not serve."""
     kind = _kind(x)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import gcd
+from functools import lru_cache
+from math import gcd, prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +107,13 @@ def summary_of(tensor: Tensor, channel_axis: int | None) -> Summary:
     """The summary of at most about `ELEMENTS` elements of `tensor`, the same ones each time; with every channel."""
     size = tensor.numel()
     if channel_axis is None or not -tensor.ndim <= channel_axis < tensor.ndim or tensor.ndim < 2:
-        return replace(Summary.of(strided(tensor, ELEMENTS)), size=size)
+        digest = compiled.digest(tensor, ELEMENTS)
+        return replace(Summary.of(strided(tensor, ELEMENTS)), size=size) if digest is None else digest.summary
+    if compiled.serves(tensor) and tensor.shape[channel_axis] <= ELEMENTS:
+        places = _places(tuple(tensor.shape), tensor.stride(), channel_axis % tensor.ndim)
+        both = compiled.digest_by_channel(tensor, places, tensor.shape[channel_axis])
+        if both is not None:
+            return replace(both[0].summary, channels=both[1])
     return replace(Summary.of(rows_of(tensor, channel_axis), 1), size=size)
 
 
@@ -117,8 +125,23 @@ def rows_of(tensor: Tensor, channel_axis: int, elements: int = ELEMENTS) -> Tens
     rows = max(1, elements // channels)
     if cells <= rows:
         return moved.reshape(cells, channels)
+    chosen = torch.arange(0, cells, _every(cells, rows), device=tensor.device)
+    return moved[torch.unravel_index(chosen, moved.shape[:-1])]
+
+
+def _every(cells: int, rows: int) -> int:
+    """The step through `cells` that takes about `rows` of them, in no rhythm of theirs."""
     stride = -(-cells // rows)
     while gcd(stride, cells) != 1:
         stride += 1
-    chosen = torch.arange(0, cells, stride, device=tensor.device)
-    return moved[torch.unravel_index(chosen, moved.shape[:-1])]
+    return stride
+
+
+@lru_cache(maxsize=64)
+def _places(shape: tuple[int, ...], strides: tuple[int, ...], axis: int) -> np.ndarray:
+    """Where in memory the elements of `rows_of` lie, counted from the first: int64, one cell after the other."""
+    channels, sizes = shape[axis], shape[:axis] + shape[axis + 1 :]
+    cells, rows = prod(sizes), max(1, ELEMENTS // channels)
+    index = np.unravel_index(np.arange(0, cells, 1 if cells <= rows else _every(cells, rows)), sizes)
+    starts = sum(at * by for at, by in zip(index, strides[:axis] + strides[axis + 1 :]))
+    return (np.asarray(starts)[:, None] + np.arange(channels) * strides[axis]).ravel()
