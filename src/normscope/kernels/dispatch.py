@@ -99,9 +99,8 @@ def choose(problem: Problem) -> Offer:
 
 def _computed(spec: NormSpec, operands: Operands, told: bool) -> tuple[Tensor, Statistics | None]:
     if small(operands.x):
-        problem = Problem(
-            spec, (), operands.x.dtype, mask=operands.mask is not None, given=operands.mean is not None, told=told
-        )
+        x, masked, given = operands.x, operands.mask is not None, operands.mean is not None
+        problem = Problem(spec, tuple(x.shape), x.dtype, mask=masked, given=given, told=told)
         offer = _plain(problem)
     else:
         problem = Problem.of(spec, operands, told)
