@@ -18,7 +18,7 @@ from normscope.terms.verdict import Verdict
 
 NAME = "what-batch-norm-does"
 _ENDINGS = {"en": ".md", "zh": ".zh.md"}
-_SLOT = re.compile(r"\{\{(?P<id>\d\.\d+)(?: (?P<condition>[^{}]*?))?(?: = (?P<verdict>[^{}]*?))?\}\}")
+_SLOT = re.compile(r"\{\{(?P<id>\d\.\d+)(?: (?!= )(?P<condition>[^{}]*?))?(?: = (?P<verdict>[^{}]*?))?\}\}")
 _CHINESE: Mapping[Verdict, str] = {
     Verdict.HOLDS: "成立",
     Verdict.FAILS: "不成立",

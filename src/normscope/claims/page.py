@@ -183,7 +183,7 @@ def entry(row: Row, *, lang: str = "en") -> Card:
 
 def _page_of(name: str) -> str:
     """The address of the page of a norm or a rule."""
-    return f"{_DOCS}/{'rules' if name.startswith('NS') else 'norms'}/{name}.md"
+    return f"{_DOCS}/{'rules' if name.startswith('NS') else 'norms'}/{name}.html"
 
 
 def _effects(row: Row, words: Words) -> Table:
