@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
@@ -42,7 +43,7 @@ _OF_LAYER: MutableMapping[Tensor, _Notes] = WeakTensorKeyDictionary()
 
 def keep(buffer: Tensor, mark: Sequence[Tensor], past: tuple[Tensor, ...], y: Tensor) -> None:
     """Note that the layer of `buffer` made `y` by means of `past`, in a run that is known again by `mark`."""
-    if torch.compiler.is_compiling():  # the compiler runs again what it likes, by itself
+    if torch.compiler.is_compiling() or not _may_run_again():  # the compiler runs again what it likes, by itself
         return
     notes = _OF_LAYER.setdefault(buffer, _Notes())
     note = _Note([value.detach() for value in mark], past)
@@ -51,6 +52,13 @@ def keep(buffer: Tensor, mark: Sequence[Tensor], past: tuple[Tensor, ...], y: Te
         y.grad_fn.metadata["normscope"] = note  # pyright: ignore[reportIndexIssue]: torch declares a method
     else:
         notes.without_graph.append(note)
+
+
+def _may_run_again() -> bool:
+    """Whether this may be the first run of a checkpoint: one without gradients, or one whose tensors are not saved."""
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    hooks = getattr(autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is None or not torch.is_grad_enabled() or hooks(True) is not None
 
 
 def again(buffer: Tensor | None, mark: Sequence[Tensor]) -> tuple[Tensor, ...]:

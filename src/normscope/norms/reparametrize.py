@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normscope.kernels.offer import transforming
 from normscope.kernels.reference import normalize
 from normscope.norms import past
 from normscope.norms.sources import recomputing
@@ -57,6 +58,10 @@ class Rows(nn.Module):
 
     def forward(self, *stored: Tensor) -> Tensor:
         """The weight that the layer uses, from (v) or from (g, v)."""
+        if self.gain == "row" and not self.spec.center and self.groups is None and _can_be_looked_at(stored[-1]):
+            weight = _Lengthened.apply(stored[-1], stored[0], self.spec.eps or 0.0)
+            if weight is not None:
+                return weight
         rows = normalize(self.rows(stored[-1]), self.spec)
         if self.gain is not None:
             gain = stored[0].flatten()[:, None]
@@ -81,6 +86,28 @@ class Rows(nn.Module):
         return size.view(shape) if self.groups is None else size.view(1, -1, *shape[2:]), self.unrows(
             rows, weight.shape
         )
+
+
+class _Lengthened(torch.autograd.Function):
+    """``g · v/‖v‖`` a row, by ATen's kernel, whose own second derivative is wrong (it holds ‖v‖ constant)."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, g: Tensor, least: float) -> Tensor | None:
+        weight, sizes = torch._weight_norm_interface(v, g)
+        if not sizes.numel() or sizes.min().item() <= least:  # a row of zeros would be NaN
+            return None
+        ctx.save_for_backward(v, g, sizes)
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        v, g, sizes = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *torch.ops.aten._weight_norm_interface_backward(grad.contiguous(), v, g, sizes, 0), None
+        axes = tuple(range(1, v.ndim))
+        size = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+        along = (grad * v / size).sum(axes, keepdim=True)
+        return g / size * (grad - along * v / size), along, None
 
 
 class Spectral(nn.Module):
@@ -109,8 +136,8 @@ class Spectral(nn.Module):
     def iterate(self, matrix: Tensor, times: int) -> None:
         """Turn both vectors towards the first singular ones."""
         for _ in range(times):
-            self._u.copy_(nn.functional.normalize(matrix @ self._v, dim=0, eps=self.eps))
-            self._v.copy_(nn.functional.normalize(matrix.T @ self._u, dim=0, eps=self.eps))
+            nn.functional.normalize(torch.mv(matrix, self._v), dim=0, eps=self.eps, out=self._u)
+            nn.functional.normalize(torch.mv(matrix.H, self._u), dim=0, eps=self.eps, out=self._v)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with spectral norm 1; zero stays zero."""
@@ -119,7 +146,7 @@ class Spectral(nn.Module):
         if self.training and not again:
             self.iterate(matrix, self.iterations)
         u, v = past.again(self._u, ()) if again else (snapshot(self._u), snapshot(self._v))
-        normalized = weight / (u @ matrix @ v).clamp(min=self.eps)
+        normalized = weight / torch.vdot(u, torch.mv(matrix, v)).clamp(min=self.eps)
         if self.training and not again:
             past.keep(self._u, (), (u, v), normalized)
         return normalized
@@ -203,6 +230,12 @@ def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, 
     """
     axis = 0 if _groups(module) is None else 1
     return _register(module, name, Spectral(_parameter(module, name), axis, n_power_iterations, eps))
+
+
+def _can_be_looked_at(weight: Tensor) -> bool:
+    """Whether a value costs nothing to read: on the host, in plain eager torch."""
+    plain = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
+    return plain and not torch.compiler.is_compiling() and not transforming()
 
 
 def _register(module: M, name: str, parametrization: nn.Module) -> M:
