@@ -16,7 +16,6 @@ from normscope.claims.search import SEARCHES, searched
 from normscope.diagnose.engine import rules
 from normscope.report import charts
 from normscope.report.parts import Chart
-from normscope.terms.catalog import CATALOG
 from normscope.terms.datum import plain
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.verdict import Effect
@@ -49,7 +48,7 @@ def test_sentences_stand_in_both_languages(one):
 
 
 def test_links_lead_to_rules_and_norms_that_exist(one):
-    norms = {*CATALOG, "weight_norm", "weight_standardization", "cosine"}
+    norms = {page.stem for page in (Path(__file__).parents[2] / "docs/norms").glob("*.md")}
     assert one.see and set(one.see) <= norms | {rule.code for rule in rules()}
 
 
@@ -98,7 +97,7 @@ def test_exact_claims_run_weigh_and_draw(id):
     charts.vl_convert.vegalite_to_vega(told)
 
 
-@pytest.mark.parametrize("id", ["0.3", "1.3", "2.5", "2.6", "3.7"])
+@pytest.mark.parametrize("id", ["0.3", "1.3", "2.5", "2.6"])
 def test_a_handful_of_quick_claims_run_weigh_and_draw(id):
     one = claim(id)
     cases = [case for case in one.cases_of("quick") if case["seed"] < 2]
