@@ -85,13 +85,12 @@ def forward(rms: bool) -> Any:
                 _normal(product[row], told[row, :2], normal)
                 for j in range(4 * hidden):
                     normal[j] = normal[j] * weight[j] + (x[j] + bias[j])
-                for j in range(2 * hidden):
+                for j in range(4 * hidden):
                     z[j] = sigmoid(normal[j])
-                for j in range(2 * hidden, 3 * hidden):
-                    z[j] = tanh(normal[j])
-                for j in range(3 * hidden, 4 * hidden):
-                    z[j] = sigmoid(normal[j])
+                candidate = normal[2 * hidden : 3 * hidden]
                 i, f, g, o = z[:hidden], z[hidden : 2 * hidden], z[2 * hidden : 3 * hidden], z[3 * hidden :]
+                for j in range(hidden):
+                    g[j] = tanh(candidate[j])
                 for j in range(hidden):
                     c[j] = f[j] * c0[j] + i[j] * g[j]
                 _measured(c, rms, eps, told[row, 2:])
@@ -154,14 +153,16 @@ def backward(rms: bool) -> Any:
                 for j in range(hidden):
                     dz[j] = up[j] * o[j] * (F1 - squashed[j] * squashed[j])
                 _back(of_cell, dz, cell, dcell[t], rms, told[row, 3], along)
+                di, df = da[:hidden], da[hidden : 2 * hidden]
+                dg, do = da[2 * hidden : 3 * hidden], da[3 * hidden :]
                 for j in range(hidden):
-                    da[j] = along[j] * g[j] * i[j] * (F1 - i[j])
+                    di[j] = along[j] * g[j] * i[j] * (F1 - i[j])
                 for j in range(hidden):
-                    da[hidden + j] = along[j] * c0[j] * f[j] * (F1 - f[j])
+                    df[j] = along[j] * c0[j] * f[j] * (F1 - f[j])
                 for j in range(hidden):
-                    da[2 * hidden + j] = along[j] * i[j] * (F1 - g[j] * g[j])
+                    dg[j] = along[j] * i[j] * (F1 - g[j] * g[j])
                 for j in range(hidden):
-                    da[3 * hidden + j] = up[j] * squashed[j] * o[j] * (F1 - o[j])
+                    do[j] = up[j] * squashed[j] * o[j] * (F1 - o[j])
                 for j in range(hidden):
                     along[j] *= f[j]
                 _normal(product[row], told[row, :2], normal)
