@@ -1,0 +1,1 @@
+"""The loops themselves. Importing one of these modules imports Triton."""
