@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from normscope.kernels.expected import EXPECTED, EXPECTED_ADDED
 from normscope.kernels.offer import Problem
 from normscope.terms.spec import NormSpec
 
@@ -55,22 +56,25 @@ ADDED: dict[tuple[str, torch.dtype], Cost] = {("cpu", _F32): Cost(10, 0.65), ("c
 
 
 def known(name: str, spec: NormSpec) -> bool:
-    """Whether anything was measured of the offer `name` for statistics over the axes of `spec`."""
+    """Whether anything is known of the offer `name`, here, for statistics over the axes of `spec`."""
     over = _over(spec)
-    return any(row[0] == name and row[2] == over for row in COSTS)
+    rows = (*COSTS, *EXPECTED) if torch.cuda.is_available() else COSTS
+    return any(row[0] == name and row[2] == over for row in rows)
 
 
 def cost(name: str, problem: Problem) -> float | None:
     """Microseconds that the offer `name` is expected to take for a problem; None where nobody measured."""
     spec = problem.spec
-    row = COSTS.get((name, problem.device, _over(spec), _memory(problem), problem.dtype))
+    key = (name, problem.device, _over(spec), _memory(problem), problem.dtype)
+    row = COSTS.get(key, EXPECTED.get(key))
     if row is None:
         return None
     call, element = row
     if name in ("aten", "reference"):
-        more = ADDED.get((problem.device, problem.dtype), Cost(0.0, 0.0))
+        kind = (problem.device, problem.dtype)
+        more = ADDED.get(kind, EXPECTED_ADDED.get(kind, (0.0, 0.0)))
         times = (spec.activation is not None) + problem.residual
-        call, element = call + times * more.call, element + times * more.element
+        call, element = call + times * more[0], element + times * more[1]
     return call + element * problem.elements / 1e3
 
 

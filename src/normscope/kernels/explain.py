@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels import dispatch, fused
-from normscope.kernels.costs import LEAST, cost
+from normscope.kernels.costs import COSTS, LEAST, cost
 from normscope.kernels.force import forced
 from normscope.kernels.offer import Operands, Problem
 from normscope.terms.datum import Datum
@@ -140,4 +140,6 @@ def _why(problem: Problem) -> str:
         return f'`using("{forced()}")` asks for it'
     if problem.elements < LEAST:
         return f"below {LEAST:,} numbers the call itself is what costs"
+    if problem.device == "cuda" and not any(device == "cuda" for _, device, *_ in COSTS):
+        return "it is the cheapest that serves, by counted passes over memory: nobody has measured on CUDA yet"
     return "it is the cheapest that serves, by the table of measured costs; without a row there, torch's own"
