@@ -247,6 +247,8 @@ def main() -> None:
     stem = "kernels-cpu-fresh" if options.fresh else "kernels-cpu"
     path = options.out / f"{stem}.json"
     found = json.loads(path.read_text())["rows"] if path.exists() else {}
+    about = f"{chip()}, torch {torch.__version__}, {options.threads} threads of {os.cpu_count()} cores"
+    options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for case in cases():
         wanted = all(word in case.name for word in options.only.split()) or options.only in case.name
@@ -259,10 +261,9 @@ def main() -> None:
         ideal = row["copy"][0] / 2 * passes(case)
         said = {name: f"{row[name][0] / ideal:.2f}" for name in ("ours", "kernel", "torch", "compile") if name in row}
         print(f"{case.name}: {said}, {row['choice']}", flush=True)
-    about = f"{chip()}, torch {torch.__version__}, {options.threads} threads of {os.cpu_count()} cores"
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": about, "rows": found}, indent=0) + "\n")
-    (options.out / f"{stem}.md").write_text(written(found, about + "."))
+        path.write_text(json.dumps({"machine": about, "rows": found}, indent=0) + "\n")  # what a stop leaves
+    told = f"{about}, load {os.getloadavg()[0]:.1f}."
+    (options.out / f"{stem}.md").write_text(written(found, told))
     drawn(found, options.out / f"{stem}.svg")
 
 

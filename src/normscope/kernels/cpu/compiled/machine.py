@@ -23,6 +23,8 @@ LINE = 64  # bytes that memory moves at once
 _BYTE, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 jit: Any = numba.njit(fastmath=MATH, error_model="numpy")
+# a call inside a loop keeps it from becoming vector code
+inlined: Any = numba.njit(fastmath=MATH, error_model="numpy", forceinline=True)
 
 
 def kernel(function: Any) -> Any:
@@ -120,7 +122,7 @@ _E0, _E1, _E2 = np.float32(1.9875691e-4), np.float32(1.3981999e-3), np.float32(8
 _E3, _E4, _E5 = np.float32(4.1665796e-2), np.float32(1.6666666e-1), np.float32(5.0e-1)
 
 
-@jit
+@inlined
 def exponential(z: Any) -> Any:
     """e^z to 2 units in the last place, without a call, so that loops over it become vector code (Cephes' expf)."""
     z = z if z < _HIGH else _HIGH
@@ -149,7 +151,7 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6 = _A
 _B0, _B1, _B2, _B3, _B4 = _B
 
 
-@jit
+@inlined
 def normal_cdf(z: Any) -> Any:
     """Φ(z), from erf as a rational function of odd degree 13 over degree 8 (the coefficients of Eigen's float erf)."""
     u = z * _SQRT_HALF
@@ -161,7 +163,7 @@ def normal_cdf(z: Any) -> Any:
     return HALF + HALF * (u * p / q)
 
 
-@jit
+@inlined
 def activated(kind: int, z: Any) -> Any:
     """f(z)."""
     if kind == 1:
@@ -175,7 +177,7 @@ def activated(kind: int, z: Any) -> Any:
     return z
 
 
-@jit
+@inlined
 def slope(kind: int, z: Any) -> Any:
     """f′(z); at the corner of the ReLU family that of the left side, as torch has it."""
     if kind == 1:

@@ -119,7 +119,7 @@ def forward(half: bool, activation: int, added: bool) -> Any:
             high = np.float32(means[t])
             low = means[t] - high
             for back in range(runs):
-                r = runs - 1 - back  # the last runs read are nearest
+                r = back
                 g = weight[channel + (0 if batch else r)] * rstd
                 scale = np.float32(g)
                 shift = np.float32(bias[channel + (0 if batch else r)] - low * g)
@@ -217,7 +217,7 @@ def backward(half: bool, activation: int, kept: int) -> Any:
             toward = np.float32(-rstd * rstd * of_x / n)
             offset = np.float32(-rstd * of_one / n + rstd * rstd * low * of_x / n)
             for back in range(runs):
-                r = runs - 1 - back
+                r = back
                 g = weight[channel + (0 if batch else r)]
                 scale = np.float32(g * rstd)
                 shift = np.float32(bias[channel + (0 if batch else r)] - low * g * rstd)
