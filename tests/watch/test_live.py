@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import normscope as ns
+from normscope.stats import compiled
 from normscope.watch.session import watch
 
 
@@ -576,3 +577,22 @@ def test_an_output_that_is_the_next_input_is_read_anew_when_something_was_writte
     assert told["1:input"] == told["0:output"] and told["0:output"].low < 0
     assert told["2:input"] == told["1:output"] and told["1:output"].low == 0
     assert told["2:output"] != told["2:input"]
+
+
+def test_the_record_is_the_same_with_and_without_the_compiled_loops(tmp_path, trainings, monkeypatch):
+    pytest.importorskip("numba")
+    trainings["conv"].run(3, watching=lambda m, o: watch(m, o, tmp_path / "fast", every=1, probes=("activation",)))
+    monkeypatch.setattr(compiled, "_types", ())
+    trainings["conv"].run(3, watching=lambda m, o: watch(m, o, tmp_path / "plain", every=1, probes=("activation",)))
+    fast, plain = ns.Record(tmp_path / "fast"), ns.Record(tmp_path / "plain")
+    assert fast.meta["summaries"] == "compiled"
+    assert [site.key for site in fast.sites] == [site.key for site in plain.sites]
+    for site in fast.sites:
+        for source in ("live", "probe"):
+            found, wanted = fast.summaries(site, source), plain.summaries(site, source)
+            assert [step for step, _ in found] == [step for step, _ in wanted]
+            for (_, one), (_, other) in zip(found, wanted):
+                assert one.sketch == other.sketch and one.size == other.size
+                assert (one.low, one.high) == (other.low, other.high)
+                np.testing.assert_allclose(one.moments.mean, other.moments.mean, rtol=1e-9, atol=1e-12)
+                np.testing.assert_allclose(one.moments.m2, other.moments.m2, rtol=1e-9)
