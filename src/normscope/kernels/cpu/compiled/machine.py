@@ -8,6 +8,8 @@ tasks by counting the first word up until none is left, so that any number of th
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -20,6 +22,7 @@ from numba.extending import intrinsic, overload
 MATH = {"reassoc", "contract", "nsz"}
 WORDS = 40  # in the argument of a kernel
 LINE = 64  # bytes that memory moves at once
+_STAMP = zlib.crc32(Path(__file__).read_bytes())
 _BYTE, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 jit: Any = numba.njit(fastmath=MATH, error_model="numpy")
@@ -29,6 +32,8 @@ inlined: Any = numba.njit(fastmath=MATH, error_model="numpy", forceinline=True)
 
 def kernel(function: Any) -> Any:
     """`function` of the address of its words, compiled; kept on disk where some folder can be written."""
+    # Numba forgets what it kept when the function's own file changes, and looks at no other
+    function.__qualname__ += f".{_STAMP:08x}"
     signature = types.void(types.voidptr)
     options = {"fastmath": MATH, "error_model": "numpy"}
     try:
