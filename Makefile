@@ -29,6 +29,7 @@ tests: $(READY)           ## the last line is pytest's own: N passed
 
 bench: $(READY)           ## forward and backward of every norm beside torch.nn; writes benchmarks/results
 	$(BIN)/python benchmarks/norms.py
+	$(BIN)/python benchmarks/kernels.py
 
 # torch first, under the constraints, so that nothing later pulls a CUDA build.
 $(READY): pyproject.toml constraints.txt
