@@ -177,7 +177,7 @@ def entry(row: Row, *, lang: str = "en") -> Card:
         chart=claim.draw(ran.outcomes) if row.ruling else None,
         cure=(_effects(row, words),) if row.ruling else (),
         why=how,
-        links=tuple((f"{words('see')} {name}", _page_of(name)) for name in claim.see),
+        pages=tuple((f"{words('see')} {name}", _page_of(name)) for name in claim.see),
     )
 
 
