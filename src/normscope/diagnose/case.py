@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SAMPLES = 16
 """Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
 
+BALANCED = 1e-4
+"""A gradient's mean over its size: near the 1e-8 of rounding, far from what a sum that need not be zero leaves."""
+
 DRIFT_STEPS = 10
 """The stretch over which movement is measured: the memory of momentum 0.9 and of a running average at 0.1."""
 
@@ -44,6 +47,7 @@ class Case(Datum):
     experiment: Experiment | None = field(default=None, repr=False)
     _known: dict[tuple[str, int, str], Summary | None] = field(default_factory=dict, repr=False)
     _missing: set[str] = field(default_factory=set, repr=False)
+    _tracks: dict[tuple[str, str, str], Track] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -118,16 +122,36 @@ class Case(Datum):
         known = "loss" in self.record.quantities(None)
         return known and not np.isfinite(self.record.series(None, "loss").values).all()
 
+    @cached_property
+    def chance(self) -> float | None:
+        """The loss of a network that knows nothing, log C for a cross-entropy over C classes; None for other losses.
+
+        A cross-entropy is known by its gradient, which adds up to zero over the outputs of the last layer.
+        """
+        last = self.sites[-1] if self.sites else None
+        if last is None or last.role != "producer" or self.channels(last) < 2:
+            return None
+        balance = self.balance(last)
+        known = len(balance) > 0 and float(np.median(balance.values)) < BALANCED
+        return float(np.log(self.channels(last))) if known else None
+
+    @cached_property
+    def fallen(self) -> float | None:
+        """The share of its start that the loss has lost, beyond its noise; of chance, where it started above that."""
+        fallen, end = self.loss.fallen, self.loss.late().last
+        if not fallen or self.chance is None or not float(self.loss.values[:3].min()) > self.chance:
+            return fallen
+        return max(0.0, 1 - end / self.chance)
+
     @property
     def learns(self) -> bool | None:
         """Whether the loss has fallen by a tenth of itself and beyond its noise; None when it is unknown."""
-        fallen = self.loss.fallen
-        return None if fallen is None else fallen > 0.1
+        return None if self.fallen is None else self.fallen > 0.1
 
     @property
     def thrives(self) -> bool:
-        """Whether the loss is known to have fallen to less than half of where it started."""
-        return (self.loss.fallen or 0.0) > 0.5
+        """Whether the loss is known to have fallen to less than half of where it started, or of chance."""
+        return (self.fallen or 0.0) > 0.5
 
     @cached_property
     def output_gap(self) -> Track:
@@ -166,22 +190,25 @@ class Case(Datum):
 
     def scalar(self, site: Site | None, quantity: str) -> Track:
         """A number that the watcher stored for a site, or for the whole run."""
-        if quantity in self._missing:
-            return Track.of((), ())
+        asked = site.key if site is not None else "", quantity, ""
+        if quantity in self._missing or asked in self._tracks:
+            return self._tracks.get(asked, Track.of((), ()))
         try:
             series = self.record.series(site, quantity)
         except UnknownNameError:
             if site is None or site.key in self._recorded:  # then it is the quantity that is nowhere in the record
                 self._missing.add(quantity)
             return Track.of((), ())
-        return Track.of(series.steps, series.values)
+        self._tracks[asked] = Track.of(series.steps, series.values)
+        return self._tracks[asked]
 
     def over(self, tensor: Site, quantity: str, source: str = "live") -> Track:
         """A quantity that is derived from the summaries of one tensor, at every sampled step of one source."""
-        if tensor.key not in self._recorded:
-            return Track.of((), ())
-        series = self.record.series(tensor, quantity, source=source)
-        return Track.of(series.steps, series.values)
+        asked = tensor.key, quantity, source
+        if asked not in self._tracks and tensor.key in self._recorded:
+            series = self.record.series(tensor, quantity, source=source)
+            self._tracks[asked] = Track.of(series.steps, series.values)
+        return self._tracks.get(asked, Track.of((), ()))
 
     def root_mean_square(self, tensor: Site, source: str = "live") -> Track:
         """The root mean square of a tensor over the steps."""

@@ -36,6 +36,9 @@ EXPLAINS = 0.5
 NOTHING = 0.1
 """Less relief than a tenth of the symptom is nothing: the cause is not what brings it about."""
 
+CURE = "scales"
+"""The removal that takes an ailment away whatever its cause is."""
+
 SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
 
@@ -192,7 +195,8 @@ def _tested(finding: Finding, rule: Rule, experiment: Experiment) -> Finding:
     if found is None:
         return finding
     told = f" With {found.cause}, the {found.symptom} goes from {found.before:.3g} to {found.after:.3g}."
-    severity = finding.severity if found.relief >= NOTHING else "note"
+    named = rule.removal != CURE  # a norm is no cause that was taken out: without relief the ailment is still there
+    severity = "note" if named and found.relief < NOTHING else finding.severity
     return replace(finding, message=finding.message + told, severity=severity, removals=(found,))
 
 

@@ -52,16 +52,17 @@ def check(case: Case) -> Iterator[Finding]:
     beyond = {site: track for site, track in tracks.items() if _accumulates(track)}
     if not beyond or len(beyond) < len([site for site in tracks if len(tracks[site])]) / 2:
         return
-    worst = sorted(beyond, key=lambda site: -beyond[site].last)
+    worst = sorted(beyond, key=lambda site: -beyond[site].values.max())
     track = beyond[worst[0]]
+    most = float(track.values.max())
     yield RULE.finding(
         [site.path for site in worst],
-        f"The gradient of `{worst[0].place}` is {track.last:.1f} times the most that its batch can give, "
-        f"{track.last / float(track.values[0]):.0f} times as much as at the start, and {len(beyond)} of {len(tracks)} "
+        f"The gradient of `{worst[0].place}` is up to {most:.1f} times the most that its batch can give, "
+        f"{most / float(track.values[0]):.0f} times as much as at the start, and {len(beyond)} of {len(tracks)} "
         "linear layers are beyond that bound.",
-        BEYOND.evidence("gradient", track.last, track.steps, [(site.key, beyond[site].last) for site in worst]),
+        BEYOND.evidence("gradient", most, track.steps, [(site.key, beyond[site].values.max()) for site in worst]),
         severity="error" if not case.thrives else "warning",
-        since_step=track.since(above=1.0) or int(track.steps[0]),
+        since_step=int(track.steps[1]),
         prescriptions=[
             remedies.advice("call `optimizer.zero_grad()` before each `loss.backward()`", "backward adds up")
         ],
@@ -69,10 +70,11 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _accumulates(track: Track) -> bool:
+    """Whether it is beyond the bound again and again, and has grown since the first step, where nothing was left."""
     if len(track) < 4:
         return False
-    late = track.late().values
-    return float(np.median(late)) > BEYOND.value and float(np.median(late)) > GROWTH.value * float(track.values[0])
+    again = int((track.values > BEYOND.value).sum())
+    return again > 1 and float(np.median(track.values[1:])) > GROWTH.value * float(track.values[0])
 
 
 def _ratio(case: Case, site: Site) -> Track:

@@ -137,7 +137,10 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
-    causes=("vanishing_gradient",),
+    causes=(
+        *("vanishing_gradient", "rate_too_low", "rank_collapse", "uneven_updates", "unmoved_layer"),
+        *("growing_weights",),
+    ),
     symptom="dead",
     removal="scales",
     sick=SICK,

@@ -99,7 +99,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"exploded": EXPLODED},
-    causes=("nonfinite_values", "dead_units"),
+    causes=("nonfinite_values", "dead_units", "uneven_updates"),
     travels="backward",
     symptom="flooded",
     removal="scales",

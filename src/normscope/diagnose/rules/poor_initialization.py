@@ -1,10 +1,10 @@
 """From the start the signal dies or explodes on its way through the network.
 
 ## What it finds
-Two starts from which a network does not get away by itself. The signal dies: behind some layer, and in every layer
+Two starts from which a network hardly gets away by itself. The signal dies: behind some layer, and in every layer
 after it to the output, all samples give nearly the same, differing by less than a four-hundredth of their size. Or it
 explodes: the last layers' activations are more than four hundred times as large as the first ones'. It must be so at
-the first probe and stay so for half the run at least; many networks start with little variation at the output and have
+the first probe and stay so for a quarter of the run; many networks start with little variation at the output and have
 it grown after a few steps.
 
 ## Why it hurts
@@ -54,6 +54,8 @@ ALIKE = Threshold(
 EXPLODED = Threshold(
     float(np.exp(6)), "the same six e-folds, upwards; of 65 healthy networks on digits the most was 16", "ratio"
 )
+LASTING = 4
+"""The signal must be gone for a quarter of the run: no healthy network on digits had it gone at any probe."""
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -66,7 +68,7 @@ def _dying(case: Case) -> Iterator[Finding]:
     variation = case.variation
     least = variation.behind()
     stretch = least.starts(below=ALIKE.value)
-    if stretch < max(2, len(least) / 2) or (case.learns and stretch < len(least)):
+    if stretch < max(2, len(least) / LASTING):
         return
     column = variation.values[:, 0]
     layers = variation.paths[collapsed(column, ALIKE.value) :]
@@ -152,7 +154,11 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"alike": ALIKE, "exploded": EXPLODED},
-    causes=("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
+    causes=(
+        *("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
+        *("rate_too_high", "rate_too_low", "rank_collapse", "uneven_updates", "drifting_distribution"),
+        *("amplified_drift", "unmoved_layer"),
+    ),
     symptom="unlike",
     removal="initialization",
     sick=SICK,

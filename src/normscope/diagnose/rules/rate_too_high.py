@@ -2,8 +2,9 @@
 
 ## What it finds
 Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
-weights by more than themselves; and runs that have learned nothing while each step moves a typical layer by more than a
-tenth of itself. With the model at hand, the step is taken again at a third, a tenth … of the rate on the same batch.
+weights by more than themselves; runs that have learned nothing after a step that replaced a typical layer; and runs
+that have learned nothing while each step moves a typical layer by more than a tenth of itself. With the model at hand,
+the step is taken again at a third, a tenth … of the rate on the same batch.
 
 ## Why it hurts
 A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
@@ -56,7 +57,7 @@ SMALLER = 1 / 3
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
-    found = _risen(case) or _thrown(case) or _restless(case)
+    found = _risen(case) or _thrown(case) or _replaced(case) or _restless(case)
     if found is None:
         return
     words, threshold, value, track = found
@@ -107,6 +108,17 @@ def _thrown(case: Case) -> tuple[str, Threshold, float, Track] | None:
     moved = largest.values[at]
     words = f"At step {largest.steps[at]} a layer moved by {moved:.2g} of itself, and the loss left all bounds."
     return words, THROWN, float(largest.values[at]), largest
+
+
+def _replaced(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """A step that replaced a typical layer, after which nothing was learned."""
+    typical = case.update_ratio.typical()
+    if case.learns is not False or not len(typical) or not typical.values.max() > THROWN.value:
+        return None
+    at = int(typical.values.argmax())
+    moved = float(typical.values[at])
+    words = f"At step {typical.steps[at]} a typical layer moved by {moved:.2g} of itself, and the loss has not fallen."
+    return words, THROWN, moved, typical
 
 
 def _largest(case: Case) -> Track:

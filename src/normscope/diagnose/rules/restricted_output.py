@@ -164,7 +164,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED},
-    causes=("vanishing_gradient", "exploding_gradient", "rate_too_low", "poor_initialization", "unmoved_layer"),
+    causes=("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer"),
     sick=SICK,
     healthy=HEALTHY,
 )

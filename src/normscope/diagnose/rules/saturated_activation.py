@@ -146,7 +146,10 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"flat": FLAT},
-    causes=("dead_units", "vanishing_gradient", "exploding_gradient"),
+    causes=(
+        *("dead_units", "vanishing_gradient", "exploding_gradient", "rate_too_low", "rank_collapse"),
+        *("uneven_updates", "amplified_drift"),
+    ),
     symptom="saturated",
     removal="scales",
     sick=SICK,

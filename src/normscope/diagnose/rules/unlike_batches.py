@@ -49,6 +49,7 @@ FORGOTTEN = Threshold(
     "ratio",
 )
 LEARNED = Threshold(0.5, "half of the loss: what counts as thriving in every rule here", "share")
+SPARED = Threshold(0.9, "where a tenth of the fixed batch's loss is left, the order has cost little", "share")
 EXCESS = Threshold(
     4.0,
     "independent samples give 1, scattered by √(2/C) over C features: four is three deviations off even for two "
@@ -82,7 +83,7 @@ def check(case: Case) -> Iterator[Finding]:
 def _learned(case: Case) -> bool:
     """Whether the fixed batch is learned: the loss of training knows its own batches alone."""
     probe = case.scalar(None, "probe_loss")
-    return case.thrives if len(probe) < 6 else (probe.fallen or 0.0) > LEARNED.value
+    return case.thrives if len(probe) < 6 else (probe.fallen or 0.0) > SPARED.value
 
 
 def _forgotten(case: Case) -> tuple[str, Threshold, float, Track, bool] | None:
@@ -129,7 +130,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"forgotten": FORGOTTEN, "learned": LEARNED, "excess": EXCESS, "felt": FELT},
+    thresholds={"forgotten": FORGOTTEN, "learned": LEARNED, "spared": SPARED, "excess": EXCESS, "felt": FELT},
     causes=(
         *("stale_running_stats", "train_eval_gap", "mixed_domains", "drifting_distribution", "noisy_batch_statistics"),
         "rate_too_high",

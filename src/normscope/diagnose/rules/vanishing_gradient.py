@@ -159,6 +159,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"starved": STARVED, "compensated": COMPENSATED},
+    causes=("rate_too_low", "uneven_updates"),
     travels="backward",
     symptom="starved",
     removal="scales",
