@@ -187,6 +187,7 @@ RULE = Rule(
         *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),
         *("restricted_output", "unmoved_layer", "collapsed_channels", "growing_weights", "stale_running_stats"),
     ),
+    travels="backward",
     sick=SICK,
     healthy=HEALTHY,
 )

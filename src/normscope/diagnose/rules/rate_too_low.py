@@ -111,6 +111,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"path": PATH, "short": SHORT},
+    travels="backward",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -94,6 +94,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"uneven": UNEVEN},
+    travels="backward",
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -141,6 +141,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"still": STILL, "most": MOST},
+    travels="backward",
     sick=SICK,
     healthy=HEALTHY,
 )
