@@ -12,6 +12,9 @@ from normscope import __version__
 from normscope.claims import runner
 from normscope.claims.figure import figures
 from normscope.claims.ledger import Row, interval
+from normscope.diagnose.engine import rule as rule_named
+from normscope.norms.pages import entry as norm_named
+from normscope.norms.pages import formula
 from normscope.report import html
 from normscope.report.numbers import amount
 from normscope.report.parts import Card, Labelled, Page, Paragraph, Part, Section, Table
@@ -23,6 +26,7 @@ _EN = {
     "heading": "The claims ledger",
     "run": "Every statement of the source articles that an experiment can decide. Each verdict follows from the "
     "effects by a rule that was fixed before the run. Size of the runs: {sizes}; latest: {day}; {machine}.",
+    "named": "Norms and rules that claims name",
     "overview": "Overview",
     "article": "Article 00{n}",
     "claim": "claim",
@@ -56,6 +60,7 @@ _ZH = {
     "heading": "论断总账",
     "run": "原文中凡可由实验判定的论断，逐条验证。每个结论都由效应值按运行之前定下的规则得出。"
     "规模：{sizes}；最近一次：{day}；{machine}。",
+    "named": "各条提到的归一化与规则",
     "overview": "总览",
     "article": "文章 00{n}",
     "claim": "编号",
@@ -88,7 +93,6 @@ _ZH = {
     f"verdict.{Verdict.CONDITIONAL}": "有条件地成立",
     f"verdict.{Verdict.UNCLEAR}": "不能判定",
 }
-_DOCS = "https://normscope.readthedocs.io/en/latest"
 _TONES: dict[Verdict, Any] = {
     Verdict.HOLDS: "good",
     Verdict.CONDITIONAL: "warning",
@@ -132,6 +136,8 @@ def tree(rows: Sequence[Row], *, lang: str = "en") -> Page:
     for number in dict.fromkeys(row.claim.id.partition(".")[0] for row in rows):
         own = tuple(entry(row, lang=lang) for row in rows if row.claim.id.startswith(f"{number}."))
         sections.append(Section(f"article-{number}", words("article", n=number), own))
+    named = dict.fromkeys(name for row in rows for name in row.claim.see)
+    sections.append(Section("named", words("named"), tuple(_seen(name) for name in named)))
     return Page(
         lang=lang,
         heading=words("heading"),
@@ -177,13 +183,21 @@ def entry(row: Row, *, lang: str = "en") -> Card:
         chart=claim.draw(ran.outcomes) if row.ruling else None,
         cure=(_effects(row, words),) if row.ruling else (),
         why=how,
-        pages=tuple((f"{words('see')} {name}", _page_of(name)) for name in claim.see),
+        links=tuple((f"{words('see')} {name}", f"see-{name}") for name in claim.see),
     )
 
 
-def _page_of(name: str) -> str:
-    """The address of the page of a norm or a rule."""
-    return f"{_DOCS}/{'rules' if name.startswith('NS') else 'norms'}/{name}.html"
+def _seen(name: str) -> Card:
+    """What a norm or a rule is, for those who follow a link of a claim."""
+    if name.startswith("NS"):
+        rule = rule_named(name)
+        heading, told = rule.title, (rule.sections["What it finds"], rule.sections["Why it hurts"])
+    else:
+        norm = norm_named(name)
+        heading, told = formula(norm), (norm.use, norm.avoid, f"{norm.paper}.")
+    lead = tuple(Paragraph(" ".join(paragraph.split())) for paragraph in told)
+    command = Paragraph(f"`normscope explain {name}`", quiet=True)
+    return Card(f"see-{name}", "note", name, "", heading, "", lead, None, (), (command,))
 
 
 def _effects(row: Row, words: Words) -> Table:

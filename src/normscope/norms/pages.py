@@ -72,14 +72,7 @@ def page(name: str) -> str:
     Raises:
         UnknownNameError: no normalization of that name.
     """
-    found = {entry.name.lower(): entry for entry in ENTRIES}.get(name.lower())
-    if found is None:
-        raise UnknownNameError(
-            "The page of a normalization was asked for by a name that is none.",
-            found=f"`{name}`",
-            because="the catalog has no such row",
-            do="choose one of " + ", ".join(entry.name for entry in ENTRIES),
-        )
+    found = entry(name)
     parts = [f"# {found.name}", formula(found)]
     if found.spec is not None:
         parts += [_sharing(found.spec), "```text\n" + picture.as_text(found.spec) + "\n```"]
@@ -87,6 +80,23 @@ def page(name: str) -> str:
     parts += [f"**Use**\n{found.use}", f"**Avoid**\n{found.avoid}"]
     parts += [f"**Make**\n`{found.build}`", f"**Paper**\n{found.paper}."]
     return "\n\n".join(parts) + "\n"
+
+
+def entry(name: str) -> Entry:
+    """The row of one normalization.
+
+    Raises:
+        UnknownNameError: no normalization of that name.
+    """
+    found = {one.name.lower(): one for one in ENTRIES}.get(name.lower())
+    if found is None:
+        raise UnknownNameError(
+            "The page of a normalization was asked for by a name that is none.",
+            found=f"`{name}`",
+            because="the catalog has no such row",
+            do="choose one of " + ", ".join(one.name for one in ENTRIES),
+        )
+    return found
 
 
 def formula(entry: Entry) -> str:

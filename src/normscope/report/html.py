@@ -147,9 +147,7 @@ def _(part: Row, words: Words) -> str:
 
 @_part.register
 def _(part: Card, words: Words) -> str:
-    links = "".join(
-        f'<a href="{text(where if "/" in where else f"#{where}")}">{rich(label)}</a>' for label, where in part.links
-    )
+    links = "".join(f'<a href="#{text(anchor)}">{rich(label)}</a>' for label, anchor in part.links)
     chart = _part(part.chart, words) if part.chart else ""
     columns = "columns" if chart else "columns alone"
     return (

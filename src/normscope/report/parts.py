@@ -101,7 +101,7 @@ class Row(Part):
 
 @dataclass(frozen=True)
 class Card(Part):
-    """One finding, or one claim. `links` are (label, where): an anchor here, or an address that holds a slash."""
+    """One finding, or one claim. `links` are (label, anchor on this page)."""
 
     anchor: str
     severity: Severity | Literal["good"]
