@@ -77,8 +77,7 @@ def _words(problem: Problem) -> dict[str, Any]:
 def _tile(channels: int, most: int) -> dict[str, int]:
     """How many rows a program holds at once, and how much of them."""
     whole = power(channels)
-    piece = whole if whole <= most else _PIECE
-    at_once = max(1, _TILE // piece)
+    piece, at_once = (whole, max(1, _TILE // whole)) if whole <= most else (_PIECE, 1)
     return {"BR": at_once, "BC": piece, "num_warps": warps(at_once * piece)}
 
 

@@ -23,6 +23,8 @@ from normscope.kernels.triton.form import (
     warps,
 )
 
+_TOGETHER = 64  # channels that a program of the merge looks at together
+
 
 class _Cut(NamedTuple):
     """How the tiles of a channel are cut into chunks, one a program."""
@@ -81,7 +83,7 @@ def backward(problem: Problem, form: Form, operands: Operands, y: Tensor | None,
         of_scale = of_centre = None
         if not problem.given:
             of_scale, of_centre = torch.empty(2, form.statistics, device=x.device).unbind()
-            kernels.settled_back[form.statistics,](
+            kernels.settled_back[_settlers(form)](
                 found, weight, of_scale, of_centre, form.channels, form.groups, form.inner, cut.splits,
                 found[0].numel(), form.size, problem.spec.weight_offset, **_merge(form, cut),
             )  # fmt: skip
@@ -97,7 +99,7 @@ def _measure(kernels: Any, form: Form, x: Tensor, mean: Tensor, var: Tensor) -> 
     found = torch.empty(3, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
     plane = found[0].numel()
     kernels.moments[cut.chunks, cut.columns](x, found, *_sizes(form), *cut[:3], plane, **_tile(form))
-    kernels.settled[form.statistics,](
+    kernels.settled[_settlers(form)](
         found, mean, var, form.channels, form.groups, form.inner, cut.splits, plane, **_merge(form, cut)
     )
 
@@ -117,6 +119,13 @@ def _tile(form: Form) -> dict[str, int]:
     return {"BJ": across, "BP": along, "num_warps": warps(across * along)}
 
 
-def _merge(form: Form, cut: _Cut) -> dict[str, int]:
-    across = min(power(form.inner), 64)
-    return {"BJ": across, "BK": min(power(cut.splits), 1024 // across), "num_warps": 4}
+def _settlers(form: Form) -> tuple[int, int]:
+    """The programs of the merge: one a statistic, or one for many where each is of one channel."""
+    if form.inner > 1:
+        return form.statistics, 1
+    return -(-form.channels // min(power(form.channels), _TOGETHER)), form.statistics // form.channels
+
+
+def _merge(form: Form, cut: _Cut) -> dict[str, Any]:
+    across = min(power(form.inner if form.inner > 1 else form.channels), _TOGETHER)
+    return {"BJ": across, "BK": min(power(cut.splits), 1024 // across), "EACH": form.inner == 1, "num_warps": 4}

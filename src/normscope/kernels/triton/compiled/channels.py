@@ -66,31 +66,57 @@ def moments(
 
 
 @triton.jit
-def settled(found, mean, var, C, groups, inner, splits, plane, BK: tl.constexpr, BJ: tl.constexpr):
-    """One statistic a program: the merge of all chunks and channels that it is of."""
-    s = tl.program_id(0)
+def _of(C, groups, inner, BJ: tl.constexpr, EACH: tl.constexpr):
+    """Whose statistics a program settles: sample, first channel, how many of them, numbers of the statistics, which."""
+    if EACH:  # every channel has its own: BJ of them
+        n = tl.program_id(1)
+        first = tl.program_id(0) * BJ
+        width = tl.minimum(C - first, BJ)
+        s = n * C + first + tl.arange(0, BJ)
+        there = tl.arange(0, BJ) < width
+    else:
+        s = tl.program_id(0)
+        n = s // groups
+        first = (s % groups) * inner
+        width = inner
+        there = s >= 0
+    return n, first, width, s, there
+
+
+@triton.jit
+def _reduced(v, EACH: tl.constexpr):
+    v = tl.sum(v, 0)
+    if not EACH:
+        v = tl.sum(v, 0)
+    return v
+
+
+@triton.jit
+def settled(found, mean, var, C, groups, inner, splits, plane, BK: tl.constexpr, BJ: tl.constexpr, EACH: tl.constexpr):
+    """The merge of all chunks and channels that a statistic is of."""
+    n, first, width, s, there = _of(C, groups, inner, BJ, EACH)
     k, j = tl.arange(0, BK), tl.arange(0, BJ)
-    base = found + (s // groups).to(tl.int64) * splits * C + (s % groups) * inner
+    base = found + n.to(tl.int64) * splits * C + first
     size, total = tl.zeros([BK, BJ], dtype=tl.float64), tl.zeros([BK, BJ], dtype=tl.float64)
     for k0 in range(0, splits, BK):
-        for j0 in range(0, inner, BJ):
-            inside = (k0 + k < splits)[:, None] & (j0 + j < inner)[None, :]
+        for j0 in range(0, width, BJ):
+            inside = (k0 + k < splits)[:, None] & (j0 + j < width)[None, :]
             at = base + (k0 + k)[:, None].to(tl.int64) * C + (j0 + j)[None, :]
             many = tl.load(at, mask=inside, other=0.0)
             size += many
             total += many * tl.load(at + plane, mask=inside, other=0.0)
-    count = tl.sum(tl.sum(size, 1), 0)
-    middle = tl.sum(tl.sum(total, 1), 0) / count
+    count = tl.maximum(_reduced(size, EACH), 1.0)
+    middle = _reduced(total, EACH) / count
     m2 = tl.zeros([BK, BJ], dtype=tl.float64)
     for k0 in range(0, splits, BK):
-        for j0 in range(0, inner, BJ):
-            inside = (k0 + k < splits)[:, None] & (j0 + j < inner)[None, :]
+        for j0 in range(0, width, BJ):
+            inside = (k0 + k < splits)[:, None] & (j0 + j < width)[None, :]
             at = base + (k0 + k)[:, None].to(tl.int64) * C + (j0 + j)[None, :]
             off = tl.load(at + plane, mask=inside, other=0.0) - middle
             m2 += tl.load(at + 2 * plane, mask=inside, other=0.0)
             m2 += tl.where(inside, tl.load(at, mask=inside, other=0.0) * off * off, 0.0)
-    tl.store(mean + s, middle.to(mean.dtype.element_ty))
-    tl.store(var + s, (tl.sum(tl.sum(m2, 1), 0) / count).to(var.dtype.element_ty))
+    tl.store(mean + s, middle.to(mean.dtype.element_ty), mask=there)
+    tl.store(var + s, (_reduced(m2, EACH) / count).to(var.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -145,23 +171,22 @@ def sums(
 @triton.jit
 def settled_back(
     found, weight, of_scale, of_centre, C, groups, inner, splits, plane, size, offset,
-    BK: tl.constexpr, BJ: tl.constexpr,
+    BK: tl.constexpr, BJ: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """The means of g·dh·x̂ and g·dh over the cells of each statistic, float32."""
-    s = tl.program_id(0)
+    n, first, width, s, there = _of(C, groups, inner, BJ, EACH)
     k, j = tl.arange(0, BK), tl.arange(0, BJ)
-    base = found + (s // groups).to(tl.int64) * splits * C
+    base = found + n.to(tl.int64) * splits * C + first
     by_scale, by_centre = tl.zeros([BK, BJ], dtype=tl.float64), tl.zeros([BK, BJ], dtype=tl.float64)
-    for j0 in range(0, inner, BJ):
-        channel = (s % groups) * inner + j0 + j
-        g = gain(weight, channel, j0 + j < inner, offset)[None, :].to(tl.float64)
+    for j0 in range(0, width, BJ):
+        g = gain(weight, first + j0 + j, j0 + j < width, offset)[None, :].to(tl.float64)
         for k0 in range(0, splits, BK):
-            inside = (k0 + k < splits)[:, None] & (j0 + j < inner)[None, :]
-            at = base + (k0 + k)[:, None].to(tl.int64) * C + channel[None, :]
+            inside = (k0 + k < splits)[:, None] & (j0 + j < width)[None, :]
+            at = base + (k0 + k)[:, None].to(tl.int64) * C + (j0 + j)[None, :]
             by_scale += g * tl.load(at, mask=inside, other=0.0)
             by_centre += g * tl.load(at + plane, mask=inside, other=0.0)
-    tl.store(of_scale + s, (tl.sum(tl.sum(by_scale, 1), 0) / size).to(tl.float32))
-    tl.store(of_centre + s, (tl.sum(tl.sum(by_centre, 1), 0) / size).to(tl.float32))
+    tl.store(of_scale + s, (_reduced(by_scale, EACH) / size).to(tl.float32), mask=there)
+    tl.store(of_centre + s, (_reduced(by_centre, EACH) / size).to(tl.float32), mask=there)
 
 
 @triton.jit
