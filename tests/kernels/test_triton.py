@@ -1,5 +1,4 @@
-"""What the common list of problems in test_offers.py leaves out: half types, long rows, large groups, the summary,
-and that the kernels compile for a GPU, which the interpreter cannot tell."""
+"""What the common list of problems in test_offers.py leaves out: float16, long rows, large groups, the summary."""
 
 from __future__ import annotations
 
