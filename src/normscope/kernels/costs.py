@@ -1,4 +1,7 @@
-"""What a forward and backward pass costs, as measured by `benchmarks/kernels.py`: the table that picks among offers."""
+"""What a forward and backward pass costs: the table that picks among offers, from runs of `benchmarks/kernels.py`.
+
+The rows are rounded from a shared machine. A wrong one picks a slower offer, never another number.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from normscope.kernels.expected import EXPECTED, EXPECTED_ADDED
 from normscope.kernels.offer import Problem
 from normscope.terms.spec import NormSpec
 
@@ -58,21 +60,20 @@ ADDED: dict[tuple[str, torch.dtype], Cost] = {("cpu", _F32): Cost(10, 0.65), ("c
 def known(name: str, spec: NormSpec) -> bool:
     """Whether anything is known of the offer `name`, here, for statistics over the axes of `spec`."""
     over = _over(spec)
-    rows = (*COSTS, *EXPECTED) if torch.cuda.is_available() else COSTS
-    return any(row[0] == name and row[2] == over for row in rows)
+    return any(row[0] == name and row[2] == over for row in COSTS)
 
 
 def cost(name: str, problem: Problem) -> float | None:
     """Microseconds that the offer `name` is expected to take for a problem; None where nobody measured."""
     spec = problem.spec
     key = (name, problem.device, _over(spec), _memory(problem), problem.dtype)
-    row = COSTS.get(key, EXPECTED.get(key))
+    row = COSTS.get(key)
     if row is None:
         return None
     call, element = row
     if name in ("aten", "reference"):
         kind = (problem.device, problem.dtype)
-        more = ADDED.get(kind, EXPECTED_ADDED.get(kind, (0.0, 0.0)))
+        more = ADDED.get(kind, Cost(0, 0))
         times = (spec.activation is not None) + problem.residual
         call, element = call + times * more[0], element + times * more[1]
     return call + element * problem.elements / 1e3

@@ -141,5 +141,5 @@ def _why(problem: Problem) -> str:
     if problem.elements < LEAST:
         return f"below {LEAST:,} numbers the call itself is what costs"
     if problem.device == "cuda" and not any(device == "cuda" for _, device, *_ in COSTS):
-        return "it is the cheapest that serves, by counted passes over memory: nobody has measured on CUDA yet"
+        return 'nothing has been measured on CUDA yet, so it is torch\'s own; `using("triton")` asks for the other'
     return "it is the cheapest that serves, by the table of measured costs; without a row there, torch's own"
