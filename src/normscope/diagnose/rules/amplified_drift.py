@@ -38,8 +38,8 @@ from normscope.terms.finding import Finding
 
 GROWN = Threshold(
     50.0,
-    "four e-folds, two thirds of the depth at which networks still train (the experiments of Schoenholz et al. 2017): "
-    "what a step means to its own layer says nothing of what it does to the last",
+    "chosen: nearly four e-folds (e⁴ = 55), of the six over which networks still train (the experiments of Schoenholz "
+    "et al. 2017)",
     "ratio",
 )
 

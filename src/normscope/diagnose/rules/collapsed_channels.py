@@ -40,7 +40,8 @@ from normscope.terms.site import Site
 
 SHUT = Threshold(
     0.5,
-    "the layer works at half its width; Mehta et al. 2019 count up to a third in networks that still do well",
+    "chosen: the layer works at less than half its width; Mehta et al. 2019 find shut channels also in networks that "
+    "do well, so a few say nothing",
     "share",
 )
 

@@ -41,15 +41,15 @@ from normscope.terms.finding import Finding, Prescription, Removal
 
 RISEN = Threshold(
     1.5,
-    "LeCun et al. 1998, section 5.2: at a stable rate the loss falls; half of it on top of the start is more than the "
-    "noise between batches, which is asked for on its own",
+    "chosen: at a stable rate the loss falls (LeCun et al. 1998, section 5), so half of the start on top of it is far "
+    "from stable; that it is more than the noise between batches is asked for on its own",
     "ratio",
 )
-THROWN = Threshold(1.0, "an update as large as the weights themselves leaves nothing of what they were", "ratio")
+THROWN = Threshold(1.0, "definition: the update is as long as the weights that it moves, ‖ΔW‖ = ‖W‖", "ratio")
 RESTLESS = Threshold(
     0.1,
-    "a layer that moves by a tenth of itself in each step is another one after ten; a thousandth is usual (in the 13 "
-    "healthy networks of tests/diagnose the median layer stays below 0.03)",
+    "chosen: ten steps of a tenth, all one way, are as long as the weights themselves (10 · 0.1 = 1); the bench of "
+    "benchmarks/faults shows what it lets through",
     "ratio",
 )
 SMALLER = 1 / 3

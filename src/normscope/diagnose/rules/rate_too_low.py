@@ -39,11 +39,16 @@ from normscope.terms.finding import Finding
 
 PATH = Threshold(
     0.02,
-    "Lee et al. 2019, *Wide neural networks of any depth evolve as linear models*: while weights move by a small share "
-    "of themselves the network is its own linearization; healthy networks of width 32 to 64 moved by 0.1 and more",
+    "chosen: a sum of ‖ΔW‖/‖W‖ bounds what the weights have moved, so 2% at most; while they move by a small share of "
+    "themselves wide networks are their own linearization (Lee et al. 2019, *Wide neural networks of any depth evolve "
+    "as linear models*)",
     "ratio",
 )
-SHORT = Threshold(50, "shorter runs have had no time to move, whatever their rate", "steps")
+SHORT = Threshold(
+    50,
+    "chosen: over fifty steps PATH is a step of 0.04% of the weights; shorter runs have had no time to move",
+    "steps",
+)
 
 
 def check(case: Case) -> Iterator[Finding]:

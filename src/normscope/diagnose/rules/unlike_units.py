@@ -20,7 +20,8 @@ linear layer that has mixed the features.
 When the pattern of the units is what counts, as in spectra.
 
 ## References
-Ba, Kiros & Hinton 2016, *Layer Normalization*, section 3: for units that "make similar contributions".
+Ba, Kiros & Hinton 2016, *Layer Normalization*, section 6.7: it works well where the units of a layer "make similar
+contributions".
 Kovaleva et al. 2021, *BERT busters: outlier dimensions that disrupt transformers*.
 """
 
@@ -43,8 +44,8 @@ from normscope.terms.site import Site
 
 ALIKE = Threshold(
     0.05,
-    "e^-3, half of the six e-folds over which networks still train (the experiments of Schoenholz et al. 2017), spent "
-    "in one layer; the norms of the healthy networks in tests/diagnose leave 0.4 and more",
+    "chosen: e^-3, half of the six e-folds over which networks still train (the experiments of Schoenholz et al. "
+    "2017), spent in one layer",
     "share",
 )
 
