@@ -6,8 +6,8 @@ variance of a channel are mostly chance. An error where a channel has a single v
 torch raises), a warning up to 4 samples, a note up to 8.
 
 ## Why it hurts
-The mean of n samples is off by 1/√n of a deviation, their standard deviation by 1/√(2n). With 2 samples that noise
-is as large as the signal: every sample is normalized by its chance neighbour, gradients point elsewhere from batch to
+The mean of n samples is off by 1/√n of a deviation, their standard deviation by 1/√(2n). With 2 samples that is
+0.7 and half of a deviation: every sample is normalized by its chance neighbour, gradients point elsewhere from batch to
 batch, and at inference the running statistics describe another network than the one that was trained. Many positions
 per sample do not make up for it, for they are correlated.
 

@@ -10,7 +10,8 @@ averages that larger variance into its running statistics. At inference dropout 
 the layer divides by a deviation that its input no longer has: every channel comes out too small, in every layer.
 
 ## Evidence
-The variance in training over that at inference, 1/(1 − p) for a centred input (Li et al. 2019, equation 4).
+The variance in training over that at inference, 1/(1 − p) for a centred input: kept values are divided by
+1 − p, so E[x²] grows to (1 − p)/(1 − p)² of itself.
 
 ## Prescription
 Move dropout behind the last normalization, just before the output layer. Where it must stay, recalibrate the running
@@ -20,8 +21,7 @@ statistics with dropout off (`normscope.recalibrate`) before the model is used.
 When the statistics are recalibrated before every evaluation.
 
 ## References
-Li, Chen, Hu & Yang 2019, *Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift*,
-sections 3 and 4.
+Li, Chen, Hu & Yang 2019, *Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift*.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding
 
 SHIFT = Threshold(
-    1.0, "Li et al. 2019, equation 4: without dropout the two variances are equal", "training / inference"
+    1.0, "1/(1 − p) at p = 0: without dropout the two variances are equal (Li et al. 2019)", "training / inference"
 )
 
 _LAYERS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")

@@ -43,13 +43,14 @@ from normscope.terms.finding import Finding
 
 EXCESS = Threshold(
     4.0,
-    "independent samples give 1, scattered by √(2/C) over C channels: four is three deviations off even for one "
-    "channel's pair of batches, and is asked of the median over half a run",
+    "chosen: independent samples give 1, with a deviation of √(2/C) over C channels (χ²): four is three deviations off "
+    "for two channels, and is asked of the median over half a run",
     "ratio",
 )
 FELT = Threshold(
     0.25,
-    "with large batches the ratio finds differences too small to matter; this is half a batch of 16's",
+    "chosen: with large batches the ratio finds differences too small to matter; the mean of 16 independent samples "
+    "is off by 1/√16 anyway",
     "deviations",
 )
 

@@ -44,19 +44,19 @@ from normscope.terms.site import Site
 
 FORGOTTEN = Threshold(
     1.2,
-    "the first loss is what an untrained network makes of the batch; above it the training has made it worse, and a "
-    "fifth is more than the noise of a probe that is always the same",
+    "chosen: above 1 the training has made the batch worse than the untrained network did; the probe is always the "
+    "same, so a fifth is no noise of sampling",
     "ratio",
 )
-LEARNED = Threshold(0.5, "half of the loss: what counts as thriving in every rule here", "share")
-SPARED = Threshold(0.9, "where a tenth of the fixed batch's loss is left, the order has cost little", "share")
+LEARNED = Threshold(0.5, "chosen: half of the loss, what counts as thriving in every rule here", "share")
+SPARED = Threshold(0.9, "chosen: where a tenth of the fixed batch's loss is left, the order has cost little", "share")
 EXCESS = Threshold(
     4.0,
-    "independent samples give 1, scattered by √(2/C) over C features: four is three deviations off even for two "
-    "features, and is asked of the median over half a run",
+    "chosen: independent samples give 1, with a deviation of √(2/C) over C features (χ²): four is three deviations off "
+    "for two features, and is asked of the median over half a run",
     "ratio",
 )
-FELT = Threshold(0.25, "1/√16: what batches of 16 independent samples differ by anyway", "deviations")
+FELT = Threshold(0.25, "chosen: 1/√16, by which the mean of 16 independent samples is off anyway", "deviations")
 
 
 def check(case: Case) -> Iterator[Finding]:
