@@ -19,8 +19,8 @@ How many normalizations are frozen by half.
 When only the statistics are meant to adapt to new data, or only γ and β (with statistics from a large data set).
 
 ## References
-torch.nn.BatchNorm2d: running statistics are buffers, which `requires_grad` does not reach; Wu & Johnson 2021,
-*Rethinking "Batch" in BatchNorm*, section 3.
+torch.nn.BatchNorm2d: running statistics are buffers, which `requires_grad` does not reach. Wu & Johnson 2021,
+*Rethinking "Batch" in BatchNorm* (frozen batch normalization uses fixed statistics).
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
-HALF = Threshold(0, "Wu & Johnson 2021, section 3: what is frozen uses fixed statistics too", "normalizations")
+HALF = Threshold(
+    0,
+    "definition: what is frozen computes the same function later, so one that moves by half is one too many",
+    "normalizations",
+)
 
 
 def check(blueprint: Blueprint) -> Iterator[Finding]:

@@ -3,7 +3,8 @@
 ## What it finds
 Layers whose weights never changed although other layers learned: their parameters are not in the optimizer, or get no
 gradient at all (cut off by `detach`, `no_grad`, an integer or an `argmax` on the way), or are frozen. Frozen is a note,
-for it is said in the model itself, unless it is most of a network that does not learn; the other two are warnings.
+for it is said in the model itself, unless it is most of a network that does not learn, or a norm behind it is frozen by
+half; the other two are warnings.
 
 ## Why it hurts
 The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
@@ -37,11 +38,12 @@ from normscope.diagnose.scene import Scene
 from normscope.terms.finding import Finding, Severity
 from normscope.terms.site import Site
 
-STILL = Threshold(0.0, "an update of exactly zero at every sampled step: rounding alone would leave more", "updates")
+STILL = Threshold(0.0, "definition: an update of exactly zero at every sampled step", "updates")
 
 MOST = Threshold(
     0.5,
-    "fine-tuning freezes the body and trains a head; where most is frozen and the loss stays, the body is missing",
+    "chosen: fine-tuning freezes the body and trains a head; where most is frozen and the loss stays, the body is "
+    "missing",
     "share",
 )
 
@@ -52,7 +54,11 @@ _WORDS = {
         "gets no gradient",
         "look for `detach()`, `no_grad()`, `.data`, `argmax` or a conversion to integers between it and the loss",
     ),
-    "frozen": ("is frozen", "`layer.requires_grad_(True)`, before the optimizer is built, if it is to learn"),
+    "frozen": (
+        "is frozen",
+        "`layer.requires_grad_(True)`, before the optimizer is built, if it is to learn; if it is to stay, "
+        "`normscope.freeze(model, where=…)`, which holds the statistics of its norms too",
+    ),
 }
 
 
@@ -141,6 +147,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"still": STILL, "most": MOST},
+    causes=("half_frozen", "updated_while_frozen"),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -18,7 +18,7 @@ Call `normscope.freeze(model, where)` (which survives `model.train()`), or `norm
 When adapting the statistics to new data is the purpose.
 
 ## References
-Kornblith, Shlens & Le 2019, *Do better ImageNet models transfer better?*, appendix (batch norm in fine-tuning).
+Kornblith, Shlens & Le 2019, *Do better ImageNet models transfer better?* (batch norm in fine-tuning).
 PyTorch documentation, *BatchNorm2d* ("track_running_stats").
 """
 
@@ -35,9 +35,7 @@ from normscope.diagnose.track import Track
 from normscope.terms.finding import Finding, Prescription
 from normscope.terms.site import Site
 
-MOVED = Threshold(
-    0.1, "a tenth of a deviation is more than the error of a mean over 100 independent samples", "deviations"
-)
+MOVED = Threshold(0.1, "chosen: 1/√100, the error of a mean over 100 independent samples", "deviations")
 
 
 def check(case: Case) -> Iterator[Finding]:
