@@ -39,10 +39,14 @@ from normscope.terms.finding import Finding
 from normscope.terms.site import Site
 
 BEYOND = Threshold(
-    1.5, "Cauchy and Schwarz: 1 for one batch; half of it on top for what is estimated from a part of a tensor", "ratio"
+    1.5,
+    "Cauchy and Schwarz: at most 1 for one batch; chosen half above, for what is estimated from a part of a tensor",
+    "ratio",
 )
 GROWTH = Threshold(
-    3.0, "accumulation over a fixed number of batches leaves the ratio where it was at the start", "ratio"
+    3.0,
+    "chosen: accumulation over a fixed number of batches leaves the ratio where it was at the start: no growth",
+    "ratio",
 )
 
 

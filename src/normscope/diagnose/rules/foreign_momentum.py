@@ -20,7 +20,7 @@ When the last batch is meant, as with full-batch training.
 
 ## References
 Keras, `BatchNormalization(momentum=0.99, epsilon=1e-3)`; torch, `BatchNorm2d(momentum=0.1, eps=1e-5)`, whose notes say
-that the two differ.
+that its momentum is not the conventional one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding, Prescription
 
 FORGETFUL = Threshold(
-    0.9, "Keras' and flax' defaults are 0.99; a tenth of the past is no average", "of the newest batch"
+    0.9,
+    "chosen: below Keras' and flax' default of 0.99; with a tenth of the past left it is no average",
+    "of the newest batch",
 )
 
 

@@ -13,14 +13,14 @@ single value in a group the output is β, whatever the input is.
 The least number of values that share a mean; without an example, channels a group.
 
 ## Prescription
-Choose the group count from the channels: at least 16 channels a group (Wu & He 2018, table 3), or
+Choose the group count from the channels: several channels a group (Wu & He 2018 take 32 groups), or
 `normscope.convert`, which chooses a divisor.
 
 ## When to ignore
 When instance normalization is meant (style transfer).
 
 ## References
-Wu & He 2018, *Group Normalization*, table 3: one channel a group errs on 28.4%, 16 or more on 24.2% to 24.4%.
+Wu & He 2018, *Group Normalization*: with one channel a group it is instance normalization.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding, Severity
 
-SINGLE = Threshold(1, "Wu & He 2018, table 3: one channel a group is instance normalization", "values a group")
+SINGLE = Threshold(
+    1, "Wu & He 2018: one channel a group is instance normalization; one value has no deviation", "values a group"
+)
 
 
 def check(blueprint: Blueprint) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ measures steps by the weight (LARS, AdamP).
 When the schedule has brought the rate to zero anyway.
 
 ## References
-van Laarhoven 2017, *L2 regularization versus batch and weight normalization*, section 2.
+van Laarhoven 2017, *L2 regularization versus batch and weight normalization*.
 Heo et al. 2021, *AdamP: slowing down the slowdown for momentum optimizers on scale-invariant weights*.
 """
 
@@ -42,14 +42,18 @@ from normscope.terms.site import Site
 
 GROWN = Threshold(
     5.0,
-    "the effective rate is lr/‖W‖² (van Laarhoven 2017, section 2.1): fivefold is a twenty-fifth of it, more than the "
-    "two drops by ten of a usual schedule leave at its middle",
+    "chosen: the effective rate is lr/‖W‖² (van Laarhoven 2017), so fivefold leaves a twenty-fifth of it, less than a "
+    "schedule's drop by ten does",
     "ratio",
 )
 UPRIGHT = Threshold(
-    0.05, "Euler: for L(aW) = L(W) the cosine of W and its gradient is 0; ε and rounding leave some percent", "cosine"
+    0.05,
+    "Euler: for L(aW) = L(W) the cosine of W and its gradient is 0; chosen above it, for what ε and rounding leave",
+    "cosine",
 )
-STALLED = Threshold(0.1, "a tenth of the loss, beyond its noise: what counts as learning in every rule here", "share")
+STALLED = Threshold(
+    0.1, "chosen: a tenth of the loss, beyond its noise, what counts as learning in every rule here", "share"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:

@@ -41,8 +41,8 @@ from normscope.terms.finding import Finding
 
 ONE = Threshold(
     1.01,
-    "Daneshmand et al. 2020, section 2: the rank is at least tr(M)²/‖M‖²; at 1.01 what is off the one direction holds "
-    "half a hundredth of the energy, 7% of the size",
+    "chosen: by Cauchy and Schwarz the rank is at least tr(M)²/‖M‖² (Daneshmand et al. 2020 measure it so); at 1.01 "
+    "what is off the one direction holds half a hundredth of the energy, 7% of the size",
     "directions",
 )
 

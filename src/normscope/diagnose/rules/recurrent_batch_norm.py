@@ -20,7 +20,7 @@ each time step (`normscope.nn.TemporalBatchNorm`), or a norm of its own for each
 When all calls read the same distribution.
 
 ## References
-Cooijmans et al. 2017, *Recurrent Batch Normalization*, section 4. Laurent et al. 2016, *Batch normalized recurrent
+Cooijmans et al. 2017, *Recurrent Batch Normalization*, section 3. Laurent et al. 2016, *Batch normalized recurrent
 neural networks*. Ba, Kiros & Hinton 2016, *Layer Normalization*, section 1.
 """
 
@@ -39,7 +39,7 @@ from normscope.terms.finding import Finding, Prescription
 from normscope.terms.site import Site
 
 APART = Threshold(
-    0.5, "a centre that is off by half a deviation turns 50% of positive values into 31 or 69%", "deviations"
+    0.5, "chosen: a centre that is off by half a deviation turns 50% of positive values into 31 or 69%", "deviations"
 )
 
 

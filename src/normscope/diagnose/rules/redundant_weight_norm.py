@@ -20,7 +20,8 @@ Remove the weight normalization: `torch.nn.utils.parametrize.remove_parametrizat
 When the normalization behind will be removed.
 
 ## References
-Salimans & Kingma 2016, *Weight Normalization*, section 2; van Laarhoven 2017, section 2 (scale invariance).
+Salimans & Kingma 2016, *Weight Normalization*, section 2; van Laarhoven 2017, *L2 Regularization versus
+Batch and Weight Normalization* (scale invariance).
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ from normscope.diagnose.specimen import Specimen
 from normscope.norms.reparametrize import Rows
 from normscope.terms.finding import Evidence, Finding
 
-REDUNDANT = Threshold(
-    0, "van Laarhoven 2017, section 2: the output does not depend on the length of the weights", "layers"
-)
+REDUNDANT = Threshold(0, "van Laarhoven 2017: the output does not depend on the length of the weights", "layers")
 
 
 def check(blueprint: Blueprint) -> Iterator[Finding]:

@@ -51,11 +51,13 @@ BLOCKED = Threshold(
 )
 BALANCED = Threshold(
     1e-4,
-    "the gradient of cross-entropy is softmax − target, which adds up to 0 but for rounding (1e-8); that of a squared "
-    "error would have to do so at every sampled step by chance",
+    "the gradient of cross-entropy is softmax − target, which adds up to 0 but for rounding (2⁻²⁴ of a probability in "
+    "float32); chosen far above that, and far below what another loss leaves but by chance at every sampled step",
     "ratio",
 )
-STALLED = Threshold(0.1, "a tenth of the loss, beyond its noise: what counts as learning in every rule here", "share")
+STALLED = Threshold(
+    0.1, "chosen: a tenth of the loss, beyond its noise, what counts as learning in every rule here", "share"
+)
 
 _FREE = frozenset(["softmax", "log_softmax", "logsigmoid", "glu"])
 

@@ -23,7 +23,7 @@ step. Under checkpointing use `normscope.nn.BatchNorm2d`, which counts a batch o
 When the branches that share it see the same distribution (two views of one batch in contrastive learning).
 
 ## References
-Cooijmans et al. 2016, *Recurrent Batch Normalization*, section 3 (statistics for every time step); Chen et al. 2016,
+Cooijmans et al. 2017, *Recurrent Batch Normalization*, section 3 (statistics for every time step); Chen et al. 2016,
 *Training Deep Nets with Sublinear Memory Cost*.
 """
 

@@ -36,7 +36,7 @@ from normscope.diagnose.scene import Scene
 from normscope.terms.finding import Finding
 from normscope.terms.site import Site
 
-STILL = Threshold(0.0, "an update of exactly zero at every sampled step: rounding alone would leave more", "updates")
+STILL = Threshold(0.0, "definition: an update of exactly zero at every sampled step", "updates")
 
 
 def check(case: Case) -> Iterator[Finding]:

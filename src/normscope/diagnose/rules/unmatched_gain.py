@@ -41,11 +41,15 @@ from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding, Prescription
 
 FADED = Threshold(
-    2**-13, "He et al. 2015, section 2.2: between 2^-11, which converges, and 2^-15, which stalls", "of 1"
+    2**-13,
+    "He et al. 2015, section 2.2: chosen in the middle of 2^-11, which converges, and 2^-15, which stalls",
+    "of 1",
 )
 GROWN = Threshold(2**13, "He et al. 2015, section 2.2, the same factor upwards", "of 1")
 SATURATED = Threshold(
-    3.0, "at three times the gain of tanh its inputs have deviation 5: 2 of 3 lie beyond its saturation at 2.18", "of 1"
+    3.0,
+    "chosen: at three times the gain of tanh its inputs have deviation 5: 2 of 3 lie beyond its saturation at 2.18",
+    "of 1",
 )
 
 _RECTIFYING = frozenset(["relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "gelu", "silu", "mish"])

@@ -39,8 +39,8 @@ from normscope.terms.finding import Evidence, Finding, Prescription
 
 STARVED = Threshold(
     (1 / (4 * 3**0.5)) ** 4.5,
-    "Glorot & Bengio 2010, section 3.1: between their four sigmoid layers, which learn late, and five, which never do; "
-    "a layer of theirs hands on 1/4 · 1/√3 at most",
+    "Glorot & Bengio 2010, section 3.1: chosen between their four sigmoid layers, which learn late, and five, which "
+    "never do; a layer of theirs hands on 1/4 · 1/√3 at most",
     "largest factor of a gradient",
 )
 

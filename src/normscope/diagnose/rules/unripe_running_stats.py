@@ -37,9 +37,9 @@ from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.terms.finding import Finding
 
-LEFT = Threshold(0.05, "three time constants of an average: (1 − m)^(3/m) ≈ e^-3", "share")
+LEFT = Threshold(0.05, "chosen: three time constants of an average: (1 − m)^(3/m) ≈ e^-3", "share")
 OFF = Threshold(
-    0.5, "a centre that is off by half a deviation turns 50% of positive values into 31 or 69%", "deviations"
+    0.5, "chosen: a centre that is off by half a deviation turns 50% of positive values into 31 or 69%", "deviations"
 )
 
 

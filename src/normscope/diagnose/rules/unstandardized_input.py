@@ -46,30 +46,30 @@ from normscope.terms.site import Site
 
 LARGE = Threshold(
     10.0,
-    "Glorot & Bengio 2010, section 4.2.1, derive the start from inputs of variance 1; at ten, 83% of what a tanh reads "
-    "lies beyond its points of saturation",
+    "chosen: initializations keep the deviation of their input; at ten, 83% of a normal tanh's inputs lie beyond its "
+    "points of saturation at 2.18",
     "deviations",
 )
 SMALL = Threshold(
     0.1,
-    "the same derivation: at a tenth the first layer's output, and with it what the layers behind can tell samples "
-    "apart by, is a tenth of what biases and weights are drawn for",
+    "chosen: the same factor downwards; what a linear layer makes of its weights is then a tenth of what it makes of "
+    "a standardized input",
     "deviations",
 )
 OFFSET = Threshold(
     3.0,
-    "LeCun et al. 1998, section 4.3: an offset of r deviations stretches the curvature by 1 + r², tenfold at three; "
-    "photographs between 0 and 1 have two",
+    "chosen: E[x²] = σ²(1 + r²) for an offset of r deviations, so the curvature along it is stretched tenfold at three "
+    "(LeCun et al. 1998, section 4.3); ImageNet between 0 and 1 has two (0.485/0.229 for red)",
     "deviations",
 )
 SPARED = Threshold(
     0.95,
-    "a large input starts a large loss, of which half is easily lost: a network has overcome it when a twentieth is "
-    "left",
+    "chosen: a large input starts a large loss, of which half is easily lost: a network counts as having overcome it "
+    "when a twentieth is left",
     "share",
 )
 UNEQUAL = Threshold(
-    30.0, "the curvature along the widest feature is the square, 900 times that of a typical one", "ratio"
+    30.0, "chosen: the curvature along the widest feature is the square, 900 times that of a typical one", "ratio"
 )
 
 
