@@ -20,7 +20,8 @@ Choose the group count from the channels: several channels a group (Wu & He 2018
 When instance normalization is meant (style transfer).
 
 ## References
-Wu & He 2018, *Group Normalization*: with one channel a group it is instance normalization.
+Wu & He 2018, *Group Normalization*: ResNet-50 errs on 28.4% with one channel a group, which is instance
+normalization, on 25.6% with two, and on 24.1% with 32 groups.
 """
 
 from __future__ import annotations

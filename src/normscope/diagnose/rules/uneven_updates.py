@@ -20,8 +20,9 @@ or use an optimizer that adapts to each layer (Adam, LARS, LAMB).
 When layers are trained at rates of their own on purpose, as in fine-tuning.
 
 ## References
-You, Gitman & Ginsburg 2017, *Large batch training of convolutional networks* (‖W‖/‖∇W‖ differs widely between layers).
-Bernstein et al. 2020, *On the distance between two neural networks and the stability of learning*.
+You, Gitman & Ginsburg 2017, *Large batch training of convolutional networks*, section 4: ‖W‖/‖∇W‖ differs by up
+to a factor of 233 between the layers of AlexNet. Bernstein et al. 2020, *On the distance between two neural networks
+and the stability of learning*.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from normscope.terms.finding import Finding
 
 UNEVEN = Threshold(
     100.0,
-    "chosen: a layer a hundred times slower makes one step while the typical one makes a hundred; You et al. 2017 find "
-    "that ‖W‖/‖∇W‖ differs widely between the layers of networks that train, so a small factor would say nothing",
+    "chosen, five times what a network that trains shows: in AlexNet's first step ‖W‖/‖∇W‖ is 5.76 to 1345 over the "
+    "layers' weights, and none is further than a factor of 18 from the median one (You et al. 2017, table 2)",
     "ratio",
 )
 
