@@ -37,7 +37,7 @@ from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 HALF = Threshold(
     0,
-    "definition: what is frozen computes the same function later, so one that moves by half is one too many",
+    "definition: what is frozen goes on computing the same function; one that is frozen by half is one too many",
     "normalizations",
 )
 

@@ -45,7 +45,7 @@ from normscope.terms.site import Site
 EQUAL = Threshold(
     1e-4,
     "the deviations of two units of random weights over n inputs differ by about 1/√n of themselves: 1e-4 would need "
-    "a hundred million inputs; rounding in float32 leaves 1e-6",
+    "a hundred million inputs; one rounding in float32 is 6e-8",
     "ratio",
 )
 
