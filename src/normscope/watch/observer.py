@@ -239,7 +239,7 @@ class Observer:
             why = "an overflowed gradient was thrown away, and the update came from another batch"
             self._journal.skipped(step, why)
             passes = []
-        elif taps is not None and seen:
+        elif taps is not None and not taps.running:
             self._tell_unseen(step, taps)
             if taps.root_gradient is not None:
                 self._held = taps.root_gradient / update.scale
