@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from normscope.anatomy.batch import Probe, tensors
+from normscope.anatomy.makers import Makers
 from normscope.anatomy.observe import CONSTANT, Call, observe
 from normscope.anatomy.symbolic import Unreadable, read
 from normscope.terms.datum import Datum
@@ -120,15 +120,15 @@ def trace(model: nn.Module, probe: Any) -> Flow:
         ModelError: the model raised.
     """
     calls: list[Call] = []
-    maker = WeakTensorKeyDictionary()
+    maker = Makers()
 
     def follow(call: Call, inputs: Any, output: Any) -> None:
         calls.append(call)
-        maker.update(dict.fromkeys(tensors(output), call.index))
+        maker.note(tensors(output), call.index)
 
     output = observe(model, follow, Probe.of(probe), training=False)
-    returned = (maker.get(tensor) for tensor in tensors(output))
-    return Flow(tuple(calls), tuple(dict.fromkeys(index for index in returned if index is not None)))
+    returned = (maker.get(tensor, CONSTANT) for tensor in tensors(output))
+    return Flow(tuple(calls), tuple(dict.fromkeys(index for index in returned if index >= 0)))
 
 
 def symbolic(model: nn.Module) -> Flow | None:

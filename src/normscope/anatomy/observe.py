@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from normscope.anatomy.batch import TAKES, Probe, tensors
 from normscope.anatomy.isolate import isolated, unwrapped
+from normscope.anatomy.makers import Makers
 from normscope.anatomy.recognize import activation_of, kind_of, role_of
 from normscope.terms.activations import ACTIVATIONS, Activation, activation_named
 from normscope.terms.datum import Datum
@@ -120,7 +120,7 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self._on_call = on_call
         self._before = before
-        self._maker = WeakTensorKeyDictionary()  # tensor → index of the call that made its value
+        self._maker = Makers()  # tensor → index of the call that made its value
         self._counts: Counter[str] = Counter()
         self._index = 0
         self._places: list[str] = []  # paths of the modules that are running, outermost first
@@ -140,7 +140,7 @@ class _Observer(TorchFunctionMode):
             handle.remove()
 
     def run(self, probe: Probe, model: nn.Module) -> Any:
-        self._maker.update(dict.fromkeys(tensors((probe.args, probe.kwargs)), INPUT))
+        self._maker.note(tensors((probe.args, probe.kwargs)), INPUT)
         try:
             return probe.run(model)
         except DataError:
@@ -217,7 +217,7 @@ class _Observer(TorchFunctionMode):
     def _call(
         self, path: str, kind: str, given: tuple[Tensor, ...], role: Role, module: nn.Module | None = None
     ) -> Call:
-        inputs = tuple(int(self._maker.get(tensor, CONSTANT)) for tensor in given)  # type: ignore[arg-type]
+        inputs = tuple(self._maker.get(tensor, CONSTANT) for tensor in given)
         return Call(self._index, path, kind, self._counts[path], inputs, role, module)
 
     def _tell_before(self, call: Call, given: tuple[Tensor, ...]) -> None:
@@ -231,8 +231,7 @@ class _Observer(TorchFunctionMode):
         self._index += 1
         self._counts[call.path] += 1
         self._guarded(self._on_call, call, given, output)
-        for tensor in made:
-            self._maker[tensor] = call.index
+        self._maker.note(made, call.index)
 
     def _guarded(self, told: Callable[..., None], *what: Any) -> None:
         with torch._C.DisableTorchFunction():
