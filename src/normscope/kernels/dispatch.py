@@ -5,12 +5,10 @@ The choice changes no number but by rounding.
 
 from __future__ import annotations
 
-import sys
-
 from torch import Tensor
 
 from normscope.kernels import fused
-from normscope.kernels.costs import LEAST, cost, known
+from normscope.kernels.costs import LEAST, cost
 from normscope.kernels.force import forced
 from normscope.kernels.offer import Offer, Operands, Problem
 from normscope.kernels.reference import Statistics
@@ -64,11 +62,6 @@ def applied(
 def small(x: Tensor) -> bool:
     """Whether ATen serves `x` without a look at the table: it is small, and nothing is forced."""
     return x.numel() < LEAST and forced() is None
-
-
-def least(spec: NormSpec) -> int:
-    """From how many numbers on a kernel may be cheaper than ATen; `sys.maxsize` where none is known to be."""
-    return LEAST if any(known(offer.name, spec) for offer in fused.OFFERS if offer.run is None) else sys.maxsize
 
 
 def takes_kernel(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels.cells import ungroupable
-from normscope.kernels.dispatch import least
+from normscope.kernels.costs import LEAST, gains
 from normscope.kernels.force import forced
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.shortcuts import shortcuts
@@ -99,7 +99,8 @@ class Norm(nn.Module):
     def spec(self, value: NormSpec) -> None:
         self._spec = value
         self._shortcuts = shortcuts(value)
-        self._least = least(value)
+        in_training = gains(value, value.train_from == "given")
+        self._gains = gains(value, given=True) if value.keeps_state else in_training, in_training
 
     @property
     def eps(self) -> float | None:
@@ -123,7 +124,7 @@ class Norm(nn.Module):
         """The normalized input; with a residual, of the shape of the input, ``f(normalized input + residual)``."""
         shortcut = self._shortcuts[self.training]
         if shortcut is not None and mask is None and residual is None and type(input) is Tensor:
-            y = shortcut(self, input) if input.numel() < self._least and forced() is None else None
+            y = shortcut(self, input) if not self._may_gain(input) and forced() is None else None
             if y is not None:
                 return y
         if isinstance(input, Proxy):
@@ -138,6 +139,15 @@ class Norm(nn.Module):
         call = Call(x, self.spec, weight, bias, self.state, mask, self.process_group, residual)
         y = run(call, self.training)
         return y if x is input else y.unflatten(-1, self.shape)
+
+    def _may_gain(self, x: Tensor) -> bool:
+        """Whether a kernel may be cheaper than ATen, so that dispatch must look closer."""
+        if x.numel() < LEAST or not x.is_cpu:
+            return False
+        contiguous, otherwise = self._gains[self.training]
+        if x.dtype is not torch.float32:
+            return contiguous or otherwise
+        return contiguous if x.ndim > 2 and x.is_contiguous() else otherwise
 
     def _check(self, input: Tensor, x: Tensor) -> None:
         spec = self.spec
