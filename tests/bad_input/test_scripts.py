@@ -90,6 +90,8 @@ def test_a_signal_in_mid_run_ends_the_script_and_keeps_the_record(number, script
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that runs the tests in the background has interrupts ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     while not path.is_dir() or not _steps(path):
