@@ -43,7 +43,10 @@ def report(
         MissingExtraError: the ``report`` extra is not installed.
     """
     record = record_or_path if isinstance(record_or_path, Record) else Record(record_or_path)
-    return page.write(record, diagnose(record) if diagnosis is None else diagnosis, out, lang=lang)
+    if diagnosis is None:  # a record of trials alone has no step that a rule could read
+        only_trials = not len(record.steps) and bool(record.trials)
+        diagnosis = Diagnosis((), (), (), str(record.path)) if only_trials else diagnose(record)
+    return page.write(record, diagnosis, out, lang=lang)
 
 
 def treat(
