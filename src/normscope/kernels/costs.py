@@ -23,7 +23,7 @@ class Cost(NamedTuple):
     element: float
 
 
-# (offer, device, statistics over, memory, dtype) → forward + backward without activation; two threads of an EPYC with
+# (offer, device, family, memory, dtype) → forward + backward without activation; two threads of an EPYC with
 # AVX-512, torch 2.13. Memory is "channels_last" wherever the channels lie side by side.
 _LIES, _LAST = "contiguous", "channels_last"
 _F32, _BF16 = torch.float32, torch.bfloat16
@@ -65,11 +65,11 @@ def gains(spec: NormSpec, given: bool) -> tuple[bool, bool]:
         spec: over which axes.
         given: whether the statistics are given; a pass that only applies them is ATen's (1.2 to 2 times as fast).
     """
-    over = _over(spec)
+    family = _family(spec)
     installed = find_spec("numba") is not None
 
     def wins(memory: str) -> bool:
-        rows = {row[0]: cost.element for row, cost in COSTS.items() if row[1:] == ("cpu", over, memory, _F32)}
+        rows = {row[0]: cost.element for row, cost in COSTS.items() if row[1:] == ("cpu", family, memory, _F32)}
         return installed and not given and "aten" in rows and min(rows.values()) < rows["aten"]
 
     return wins(_LIES), wins(_LAST)
@@ -78,7 +78,7 @@ def gains(spec: NormSpec, given: bool) -> tuple[bool, bool]:
 def cost(name: str, problem: Problem) -> float | None:
     """Microseconds that the offer `name` is expected to take for a problem; None where nobody measured."""
     spec = problem.spec
-    key = (name, problem.device, _over(spec), _memory(problem), problem.dtype)
+    key = (name, problem.device, _family(spec), _memory(problem), problem.dtype)
     row = COSTS.get(key)
     applies_alone = problem.given and spec.activation is None and not problem.residual
     if row is None or (applies_alone and name not in ("aten", "reference")):
@@ -92,8 +92,10 @@ def cost(name: str, problem: Problem) -> float | None:
     return call + element * problem.elements / 1e3
 
 
-def _over(spec: NormSpec) -> str:
-    return "".join([axis for axis in "NCS" if axis in spec.over])
+def _family(spec: NormSpec) -> str:
+    """Over which axes, and "rms" where nothing is centred: layer norm is "C", RMS norm is "C rms"."""
+    over = "".join([axis for axis in "NCS" if axis in spec.over])
+    return f"{over} rms" if spec.scale == "rms" else over
 
 
 def _memory(problem: Problem) -> str:
