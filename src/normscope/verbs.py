@@ -43,10 +43,7 @@ def report(
         MissingExtraError: the ``report`` extra is not installed.
     """
     record = record_or_path if isinstance(record_or_path, Record) else Record(record_or_path)
-    if diagnosis is None:  # a record of trials alone has no step that a rule could read
-        only_trials = not len(record.steps) and bool(record.trials)
-        diagnosis = Diagnosis((), (), (), str(record.path)) if only_trials else diagnose(record)
-    return page.write(record, diagnosis, out, lang=lang)
+    return page.write(record, diagnose(record) if diagnosis is None else diagnosis, out, lang=lang)
 
 
 def treat(
@@ -93,7 +90,7 @@ def _on(probe: Any, loss_fn: Any) -> Symptom:
     def symptom(model: nn.Module, finding: Finding) -> float | None:
         rule = known.get(finding.code)
         if rule is not None and rule.symptom is not None:
-            value = Experiment(model, probe, loss_fn)._measured(rule.symptom, "")
+            value = Experiment(model, probe, loss_fn).measured(rule.symptom)
             return 0.0 if value < SYMPTOMS[rule.symptom].least else value
         if rule is not None and rule.reads == "model":
             return float(sum(len(found.sites) or 1 for found in lint(model, example=probe, select=[rule.code])))

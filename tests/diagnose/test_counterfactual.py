@@ -67,6 +67,15 @@ def test_the_saturated_share_is_the_one_counted_by_hand():
     assert found.before == pytest.approx(sum(shares) / 3, abs=0.02)  # the sketch's bins are 6% wide
 
 
+def test_what_was_measured_is_what_a_removal_compares():
+    tried_on = Experiment(tanh(2.0), batch())
+    found = tried_on.removal("initialization", "saturated")
+    assert found is not None
+    assert tried_on.measured("saturated") == found.before
+    assert tried_on.measured("saturated", "initialization") == found.after
+    assert math.isnan(Experiment(nn.Linear(3, 3), batch()).measured("saturated"))  # which the batch does not fit
+
+
 def test_standardizing_takes_the_inputs_fault_away():
     inputs, labels = batch()
     found = Experiment(tanh(32**-0.5), (100 * inputs + 300, labels)).removal("input", "saturated")

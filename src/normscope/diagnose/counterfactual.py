@@ -80,6 +80,18 @@ class Experiment(Datum):
     seed: int = 0
     _looks: dict[str, Look | None] = field(default_factory=dict, repr=False)
 
+    def measured(self, symptom: str, cause: str = "") -> float:
+        """A symptom on the batch, as the model stands or with a cause taken out; NaN where it cannot be had.
+
+        Args:
+            symptom: a name of `symptoms.SYMPTOMS`.
+            cause: a name of `removals.REMOVALS`, or nothing.
+        """
+        if cause not in self._looks:
+            self._looks[cause] = self._look(REMOVALS[cause].make if cause else lambda model, probe: (model, probe))
+        look = self._looks[cause]
+        return SYMPTOMS[symptom].measure(look) if look is not None else float("nan")
+
     def removal(self, cause: str, symptom: str) -> Removal | None:
         """What taking out `cause` does to `symptom`; None where either cannot be had, or the symptom is not there.
 
@@ -87,14 +99,14 @@ class Experiment(Datum):
             cause: a name of `removals.REMOVALS`.
             symptom: a name of `symptoms.SYMPTOMS`.
         """
-        before, after = (self._measured(symptom, one) for one in ("", cause))
+        before, after = (self.measured(symptom, one) for one in ("", cause))
         if not (before >= SYMPTOMS[symptom].least and isfinite(after)):
             return None
         return Removal(REMOVALS[cause].words, SYMPTOMS[symptom].words, before, after)
 
     def effect(self, finding: Finding, symptom: str) -> dict[str, float]:
         """Of each prescription that a treatment can execute: the share of the symptom that it takes away, by words."""
-        before = self._measured(symptom, "")
+        before = self.measured(symptom)
         found = {}
         for prescription in finding.prescriptions:
             if prescription.treatment and before >= SYMPTOMS[symptom].least:
@@ -142,12 +154,6 @@ class Experiment(Datum):
 
     def _loss(self, output: Any, target: Any) -> torch.Tensor:
         return self.loss_fn(output, target) if self.loss_fn is not None else output.loss
-
-    def _measured(self, symptom: str, cause: str) -> float:
-        if cause not in self._looks:
-            self._looks[cause] = self._look(REMOVALS[cause].make if cause else lambda model, probe: (model, probe))
-        look = self._looks[cause]
-        return SYMPTOMS[symptom].measure(look) if look is not None else float("nan")
 
     def _look(self, change: Any) -> Look | None:
         """Run the fixed batch on a changed copy; None where the change or the run fails."""
