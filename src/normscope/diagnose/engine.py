@@ -54,6 +54,7 @@ def diagnose(
 
     With the model and a batch, each cause is taken out of a copy before it is named, and the finding says by how much
     the symptom went away (`Finding.removals`). Without them the findings rest on the record alone (`Diagnosis.basis`).
+    Of a record that holds trials and no step, no rule that reads records has anything to say.
 
     Args:
         record_or_path: a record, the path of one, or the `Watcher` of the run, which has all of the following.
@@ -68,7 +69,7 @@ def diagnose(
         fail_on: the severity from which `Diagnosis.exit_code` is 1.
 
     Raises:
-        RecordError: the path is no record, or the record holds no step.
+        RecordError: the path is no record, or the record holds neither a step nor a trial.
         UnknownNameError: `select` or `ignore` fits no rule, or `fail_on` is no severity.
     """
     found, faults = _find()
@@ -80,11 +81,12 @@ def diagnose(
         model, probe = model or watched.model, watched.probe if probe is None else probe
         loss_fn, optimizer = loss_fn or watched.loss_fn, optimizer or watched.optimizer
     record = record_or_path if isinstance(record_or_path, Record) else Record(record_or_path)
-    if not len(record.steps):
+    stepless = not len(record.steps)
+    if stepless and not record.trials:
         raise _without_steps(record)
     experiment = Experiment(model, probe, loss_fn, optimizer) if model is not None and probe is not None else None
     case = Case(record, experiment)
-    subjects: dict[str, Any] = {"record": case}
+    subjects: dict[str, Any] = {} if stepless else {"record": case}
     if model is not None:
         subjects["model"] = Blueprint(model, batch_size=case.batch_size, optimizer=optimizer, trained=True)
     return _examine(subjects, chosen, found, faults, silent=silent, subject=str(record.path), fail_on=fail_on)

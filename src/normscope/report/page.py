@@ -104,7 +104,8 @@ def _verdict(diagnosis: Diagnosis, words: Words) -> str:
     """How many findings of each severity, and which to treat first."""
     primary = diagnosis.primary
     if primary is None:
-        return words.counted("verdict.healthy", len(diagnosis.rules))
+        rules = len(diagnosis.rules)
+        return words.counted("verdict.healthy", rules) if rules else words("verdict.unread")
     counts = {name: sum(finding.severity == name for finding in diagnosis) for name in SEVERITIES}
     told = words("list.comma").join(words.counted(f"severity.{name}", n) for name, n in counts.items() if n)
     return words("verdict.sick", counts=told, name=findings.ailment(primary, words), code=primary.code)
