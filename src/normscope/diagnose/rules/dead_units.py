@@ -9,7 +9,8 @@ in layers of fewer than 16 units all of it.
 
 ## Why it hurts
 A ReLU unit whose pre-activation is negative for every input has gradient zero for every input: its weights never move
-again. The layer is narrower than it was built, and when all its units are dead nothing passes, forward or backward.
+again. A tanh or sigmoid unit far out on its flat end gives one value too, and its gradient is zero to rounding. The
+layer is narrower than it was built, and when all its units are dead nothing passes, forward or backward.
 
 ## Evidence
 The share of constant units of each activation on the fixed batch, at every probe.

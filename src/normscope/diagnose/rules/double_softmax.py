@@ -63,7 +63,7 @@ def check(case: Case) -> Iterator[Finding]:
     value = float(np.median(balance.values))
     yield RULE.finding(
         [site.path],
-        f"`{site.place}` is a softmax, and its gradient adds up to zero over the {classes} classes ({value:.1e} of its "
+        f"`{site.place}` is a softmax, and its gradient adds up to zero over the {classes} classes ({value:.2g} of its "
         f"size): another softmax reads it. The loss cannot fall below {high - 1:.2f}; it is at {case.loss.last:.2f}.",
         BALANCED.evidence("balance", value, balance.steps, [(site.key, value)]),
         since_step=int(balance.steps[0]),

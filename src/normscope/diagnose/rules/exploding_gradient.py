@@ -58,7 +58,7 @@ def check(case: Case) -> Iterator[Finding]:
     worst = [layers.paths[place] for place in np.argsort(-ratios) if ratios[place] > EXPLODED.value]
     yield RULE.finding(
         worst or layers.paths[:1],
-        f"The relative gradient grows {flood.last:.1e}-fold from the last layers to the first, since step {since}; "
+        f"The relative gradient grows {flood.last:.2g}-fold from the last layers to the first, since step {since}; "
         f"{len(worst)} of {len(layers)} layers are beyond {EXPLODED.value:.0f} times the last ones.",
         Evidence(
             "relative_gradient",

@@ -75,8 +75,8 @@ def _dying(case: Case) -> Iterator[Finding]:
     yield _finding(
         case,
         layers,
-        f"From `{layers[0]}` to the output all samples give nearly the same: they differ by {least.values[0]:.1e} of "
-        f"their size at the first step, and by {least.last:.1e} at the last.",
+        f"From `{layers[0]}` to the output all samples give nearly the same: they differ by {least.values[0]:.2g} of "
+        f"their size at the first step, and by {least.last:.2g} at the last.",
         Evidence(
             "variation",
             least.last,

@@ -65,7 +65,7 @@ def check(case: Case) -> Iterator[Finding]:
     worst = sorted(ratios.paths, key=lambda one: np.nan_to_num(ratios.at(one).last))
     yield RULE.finding(
         worst,
-        f"In {length} steps a typical layer has moved by {path:.1e} of itself at most, and the loss has "
+        f"In {length} steps a typical layer has moved by {path:.2g} of itself at most, and the loss has "
         f"lost {case.loss.fallen or 0.0:.0%} of its start." + _larger(case),
         PATH.evidence("path", path, typical.steps),
         severity="error" if case.learns is False else "warning",
@@ -96,8 +96,8 @@ def _larger(case: Case) -> str:
     if not losses or not losses[10.0] < losses[1.0]:
         return ""
     return (
-        f" On the fixed batch one step lowers the loss of {losses[0.0]:.3g} by {losses[0.0] - losses[1.0]:.1e}, a step "
-        f"ten times as large by {losses[0.0] - losses[10.0]:.1e}."
+        f" On the fixed batch one step lowers the loss of {losses[0.0]:.3g} by {losses[0.0] - losses[1.0]:.2g}, a step "
+        f"ten times as large by {losses[0.0] - losses[10.0]:.2g}."
     )
 
 

@@ -101,7 +101,7 @@ def _logits(case: Case, site: Site, function: Activation) -> _Found | None:
     value = float(balance.values.max())
     words = (
         f"The network ends in {function.name}, and the gradient at `{site.place}` adds up to zero over its "
-        f"{case.channels(site)} units ({value:.1e} of its size): a cross-entropy takes what {function.name} leaves for "
+        f"{case.channels(site)} units ({value:.2g} of its size): a cross-entropy takes what {function.name} leaves for "
         "logits."
     )
     return words, BALANCED, value, balance

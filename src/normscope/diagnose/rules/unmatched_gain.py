@@ -67,7 +67,7 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
         yield _finding(
             paths,
             f"The weights of {len(paths)} layers in a row {'shrink' if faded else 'blow up'} the signal to "
-            f"{factor:.1e} of what it was.",
+            f"{factor:.2g} of what it was.",
             factor,
             FADED if faded else GROWN,
         )

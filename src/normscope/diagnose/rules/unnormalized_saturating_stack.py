@@ -58,7 +58,7 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
     activations = tuple(call.path for call in blueprint.flow.calls if _follows(blueprint, call, run))
     yield RULE.finding(
         run.paths,
-        f"{len(run.paths)} saturating layers in a row with no normalization hand on at most {run.factor:.1e} of a "
+        f"{len(run.paths)} saturating layers in a row with no normalization hand on at most {run.factor:.2g} of a "
         "gradient.",
         Evidence("gradient_bound", run.factor, STARVED.value, unit=STARVED.unit, source=STARVED.source),
         prescriptions=[

@@ -74,7 +74,7 @@ def check(case: Case) -> Iterator[Finding]:
     worst = sorted(layers, key=lambda path: column[case.sensitivity.paths.index(path)])
     yield RULE.finding(
         worst,
-        f"The first {len(layers)} of {len(case.sensitivity)} layers, up to `{layers[-1]}`, get at most {reach:.1e} of "
+        f"The first {len(layers)} of {len(case.sensitivity)} layers, up to `{layers[-1]}`, get at most {reach:.2g} of "
         f"the relative gradient of a typical layer behind them, since step {since}.",
         Evidence(
             "relative_gradient",
