@@ -20,96 +20,40 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import normscope as ns
+from problems import OVER, Case
 
 IMAGES = {"64 MB": (64, 64, 64, 64), "411 MB": (128, 256, 56, 56), "4 MB": (16, 64, 32, 32), "0.5 MB": (2, 64, 32, 32)}
 ROWS = {"64 MB": (16384, 1024), "256 MB": (16384, 4096), "1 GB": (4096, 65536), "4 MB": (1024, 1024)}
 PEERS = ("ours", "torch", "compile", "liger")
-OVER = {"batch": "NS", "group": "CS", "instance": "S", "layer": "C", "rms": "C"}
-
-
-class Case(NamedTuple):
-    """One row; sizes are named by the bytes of the tensor in float32."""
-
-    norm: str
-    activation: str | None
-    residual: bool
-    size: str
-    dtype: str
-    memory: str
-
-    @property
-    def name(self) -> str:
-        words = [self.norm, *["residual"] * self.residual, *[self.activation or ""] * bool(self.activation)]
-        return f"{' + '.join(words)}, {self.size}, {self.dtype}, {self.memory}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (ROWS if OVER[self.norm] == "C" else IMAGES)[self.size]
-
-    @property
-    def spec(self) -> ns.NormSpec:
-        source = "batch" if self.norm == "batch" else "input"
-        rms = {"center": False, "scale": "rms", "bias": False} if self.norm == "rms" else {}
-        last = {"layout": "channels_last"} if OVER[self.norm] == "C" else {}
-        groups = 32 if self.norm == "group" else 1
-        return ns.NormSpec(OVER[self.norm], source, source, groups, activation=self.activation, **rms, **last)
-
-    @property
-    def bytes(self) -> tuple[int, int]:
-        """What forward and backward cannot but move."""
-        tensor = torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
-        return (2 + self.residual) * tensor, (3 + self.residual) * tensor
 
 
 def cases() -> Iterator[Case]:
     """Every norm × activation and residual × size × dtype × memory that is worth a row."""
     for dtype in ("float32", "bfloat16", "float16"):
-        for size in IMAGES:
+        for size, shape in IMAGES.items():
             for memory in ("contiguous", "channels_last"):
                 for norm in ("batch", "group", "instance"):
-                    yield Case(norm, None, False, size, dtype, memory)
-                    yield Case(norm, "relu", False, size, dtype, memory)
-                yield Case("batch", "relu", True, size, dtype, memory)
-                yield Case("group", "silu", False, size, dtype, memory)
-        for size in ROWS:
+                    yield Case(norm, None, False, size, shape, dtype, memory)
+                    yield Case(norm, "relu", False, size, shape, dtype, memory)
+                yield Case("batch", "relu", True, size, shape, dtype, memory)
+                yield Case("group", "silu", False, size, shape, dtype, memory)
+        for size, shape in ROWS.items():
             for norm in ("layer", "rms"):
-                yield Case(norm, None, False, size, dtype, "contiguous")
-                yield Case(norm, "gelu", True, size, dtype, "contiguous")
-
-
-def plain(case: Case) -> Callable[..., torch.Tensor]:
-    """What a user of torch writes."""
-
-    def run(x: Any, weight: Any, bias: Any, residual: Any) -> torch.Tensor:
-        if case.norm == "batch":
-            y = F.batch_norm(x, None, None, weight, bias, True)
-        elif case.norm == "group":
-            y = F.group_norm(x, case.spec.groups, weight, bias)
-        elif case.norm == "instance":
-            y = F.instance_norm(x, None, None, weight, bias)
-        elif case.norm == "layer":
-            y = F.layer_norm(x, x.shape[-1:], weight, bias)
-        else:
-            y = F.rms_norm(x, x.shape[-1:], weight, 1e-5)
-        y = y if residual is None else y + residual
-        return y if case.activation is None else getattr(F, case.activation)(y)
-
-    return run
+                yield Case(norm, None, False, size, shape, dtype, "contiguous")
+                yield Case(norm, "gelu", True, size, shape, dtype, "contiguous")
 
 
 def ours(case: Case, offer: str) -> Callable[..., torch.Tensor]:
     """Ours by the offer of that name."""
-    spec = case.spec
 
-    def run(x: Any, weight: Any, bias: Any, residual: Any) -> torch.Tensor:
+    def run(*these: Any) -> torch.Tensor:
         with ns.kernels.using(offer):
-            return ns.functional.normalize(x, spec, weight=weight, bias=bias, residual=residual)
+            return case.by_us(*these)
 
     return run
 
@@ -126,23 +70,10 @@ def liger(case: Case) -> Callable[..., torch.Tensor] | None:
     return lambda x, weight, bias, residual: LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
 
 
-def operands(case: Case, device: str) -> list[torch.Tensor | None]:
-    """Input, weight, bias and residual, all of which want gradients."""
-    dtype = getattr(torch, case.dtype)
-    memory = torch.channels_last if case.memory == "channels_last" else torch.contiguous_format
-    x = torch.randn(case.shape, device=device).to(dtype).to(memory_format=memory)
-    channels = case.shape[1]
-    own = dtype if OVER[case.norm] == "C" else torch.float32
-    weight, bias = torch.rand(2, channels, device=device, dtype=own).unbind()
-    residual = torch.randn_like(x) if case.residual else None
-    values = [x, weight.clone(), None if case.norm == "rms" else bias.clone(), residual]
-    return [value if value is None else value.requires_grad_() for value in values]
-
-
 def wrong(case: Case, offer: str, device: str) -> str | None:
     """What is wrong with our kernel on a problem like this one, with fewer samples; None where nothing is."""
     few = (max(2, case.shape[0] // 16), *case.shape[1:])
-    leaves = [value if value is None else value.detach() for value in operands(case, device)]
+    leaves = [value if value is None else value.detach() for value in case.operands(device)]
     leaves = [value[: few[0]] if value is not None and value.ndim > 1 else value for value in leaves]
     # as little as half a step of the dtype, and what a long float32 sum loses
     bound = {"float32": 5e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}[case.dtype]
@@ -181,12 +112,12 @@ def measured(case: Case, rounds: int, flush: torch.Tensor) -> dict[str, Any]:
     row: dict[str, Any] = {"wrong": wrong(case, "triton", "cuda")}
     if row["wrong"]:
         return row
-    leaves = operands(case, "cuda")
+    leaves = case.operands("cuda")
     assert leaves[0] is not None
     wanted = [leaf for leaf in leaves if leaf is not None]
     upstream = torch.randn_like(leaves[0])
     torch._dynamo.reset()
-    functions = {"ours": ours(case, "triton"), "torch": plain(case), "compile": torch.compile(plain(case))}
+    functions = {"ours": ours(case, "triton"), "torch": case.by_torch, "compile": torch.compile(case.by_torch)}
     functions |= {"liger": there} if (there := liger(case)) else {}
     for name, function in functions.items():
         y = function(*leaves)
@@ -224,7 +155,7 @@ def written(found: dict[str, Any], about: str, copy: float) -> str:
             continue
         told = [case.name]
         for name in PEERS:
-            both = zip(row.get(name, ()), case.bytes)
+            both = zip(row.get(name, ()), [count * case.bytes for count in case.passes])
             told.append(
                 " / ".join(f"{moved / spent / 1e3:,.0f} ({moved / spent / 1e3 / copy:.0%})" for spent, moved in both)
             )
@@ -244,7 +175,7 @@ def rows_of_costs(found: dict[str, Any]) -> list[str]:
         memory = "channels_last" if OVER[case.norm] == "C" else case.memory
         for name, offer in (("ours", "triton"), ("torch", "aten")):
             key = (offer, "cuda", OVER[case.norm], memory, case.dtype)
-            points.setdefault(key, []).append((torch.Size(case.shape).numel(), sum(row[name])))
+            points.setdefault(key, []).append((case.elements, sum(row[name])))
     lines = []
     for key, seen in points.items():
         (small, low), (large, high) = min(seen), max(seen)

@@ -22,98 +22,44 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import normscope as ns
 from normscope.kernels.offer import Operands, Problem
+from problems import Case
 
 SIZES = {"16 MB": (64, 64, 32, 32), "51 MB": (16, 256, 56, 56), "1 MB": (16, 16, 32, 32), "0.25 MB": (4, 64, 16, 16)}
 ROWS = {"16 MB": (8192, 512), "25 MB": (8192, 768), "1 MB": (512, 512)}
 HEAP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "1000000000"}
 
 
-class Case(NamedTuple):
-    """One row of the table."""
-
-    norm: str
-    activation: str | None
-    residual: bool
-    size: str
-    dtype: str
-    memory: str
-
-    @property
-    def name(self) -> str:
-        what = " + ".join([self.norm, *["add"] * self.residual, *[self.activation] * (self.activation is not None)])
-        return f"{what}, {self.size}, {self.dtype}, {self.memory}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (ROWS if self.norm in ("layer", "rms") else SIZES)[self.size]
-
-    @property
-    def spec(self) -> ns.NormSpec:
-        over = {"batch": "NS", "group": "CS", "instance": "S", "layer": "C", "rms": "C"}[self.norm]
-        source = "batch" if self.norm == "batch" else "input"
-        rms = {"center": False, "scale": "rms", "bias": False} if self.norm == "rms" else {}
-        last = {"layout": "channels_last"} if over == "C" else {}
-        groups = min(32, self.shape[1]) if self.norm == "group" else 1
-        return ns.NormSpec(
-            over=over, train_from=source, infer_from=source, groups=groups, activation=self.activation, **rms, **last
-        )
-
-
 def cases() -> Iterator[Case]:
     """Every norm × activation and residual × size × dtype × memory that is worth a row."""
-    for size in SIZES:
+    for size, shape in SIZES.items():
         for dtype in ("float32", "bfloat16"):
             for memory in ("contiguous", "channels_last"):
-                yield Case("batch", None, False, size, dtype, memory)
-                yield Case("batch", "relu", False, size, dtype, memory)
-                yield Case("batch", "relu", True, size, dtype, memory)
+                yield Case("batch", None, False, size, shape, dtype, memory)
+                yield Case("batch", "relu", False, size, shape, dtype, memory)
+                yield Case("batch", "relu", True, size, shape, dtype, memory)
                 if dtype == "float32":
-                    yield Case("batch", "silu", False, size, dtype, memory)
-                    yield Case("batch", "gelu", False, size, dtype, memory)
-                yield Case("group", "relu", False, size, dtype, memory)
-                yield Case("instance", None, False, size, dtype, memory)
-    for size in ROWS:
+                    yield Case("batch", "silu", False, size, shape, dtype, memory)
+                    yield Case("batch", "gelu", False, size, shape, dtype, memory)
+                yield Case("group", "relu", False, size, shape, dtype, memory)
+                yield Case("instance", None, False, size, shape, dtype, memory)
+    for size, shape in ROWS.items():
         for dtype in ("float32", "bfloat16"):
-            yield Case("layer", None, False, size, dtype, "contiguous")
-            yield Case("layer", "gelu", False, size, dtype, "contiguous")
-            yield Case("rms", None, False, size, dtype, "contiguous")
-
-
-def torchs(case: Case, x: Any, weight: Any, bias: Any, residual: Any) -> torch.Tensor:
-    """What a user of torch writes."""
-    if case.norm == "batch":
-        y = F.batch_norm(x, None, None, weight, bias, True)
-    elif case.norm == "group":
-        y = F.group_norm(x, case.spec.groups, weight, bias)
-    elif case.norm == "instance":
-        y = F.instance_norm(x, None, None, weight, bias)
-    elif case.norm == "layer":
-        y = F.layer_norm(x, x.shape[-1:], weight, bias)
-    else:
-        y = F.rms_norm(x, x.shape[-1:], weight, 1e-5)
-    y = y if residual is None else y + residual
-    return y if case.activation is None else getattr(F, case.activation)(y)
+            yield Case("layer", None, False, size, shape, dtype, "contiguous")
+            yield Case("layer", "gelu", False, size, shape, dtype, "contiguous")
+            yield Case("rms", None, False, size, shape, dtype, "contiguous")
 
 
 def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
     """One row: milliseconds as (median, least, most), and what is kept."""
-    dtype = getattr(torch, case.dtype)
-    x = torch.randn(case.shape).to(dtype)
-    if case.memory == "channels_last":
-        x = x.to(memory_format=torch.channels_last)
-    channels = case.shape[1]
-    leaves = [x, torch.rand(channels) + 0.5, None if case.norm == "rms" else torch.rand(channels)]
-    if case.norm in ("layer", "rms") or case.dtype == "float32":
-        leaves[1:] = [None if leaf is None else leaf.to(dtype) for leaf in leaves[1:]]
-    leaves.append(torch.randn_like(x) if case.residual else None)
-    leaves = [None if leaf is None else leaf.requires_grad_() for leaf in leaves]
+    leaves = case.operands()
+    x = leaves[0]
+    assert x is not None
     upstream, plain, other = torch.randn_like(x), x.detach(), torch.empty_like(x)
 
     def step(function: Callable[..., torch.Tensor]) -> Callable[[], None]:
@@ -122,30 +68,22 @@ def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
 
         return run
 
-    spec = case.spec
-
-    def ours(x: Any, weight: Any, bias: Any, residual: Any) -> torch.Tensor:
-        return ns.functional.normalize(x, spec, weight=weight, bias=bias, residual=residual)
-
-    def eager(*these: Any) -> torch.Tensor:
-        return torchs(case, *these)
-
     # our kernel, even where dispatch avoids it: that is what the table of costs is made of
-    problem = Problem.of(spec, Operands(x, *leaves[1:]))
+    problem = Problem.of(case.spec, Operands(x, *leaves[1:]))
     kernels = [offer.name for offer in ns.kernels.dispatch.fused.OFFERS if offer.run is None]
     served = [o for o in ns.kernels.dispatch.fused.OFFERS if o.run is None and o.supports(problem) is None]
 
     def forced(*these: Any) -> torch.Tensor:
         with ns.kernels.using(served[0].name):
-            return ours(*these)
+            return case.by_us(*these)
 
-    runs: dict[str, Callable[[], Any]] = {"copy": lambda: other.copy_(plain), "torch": step(eager)}
+    runs: dict[str, Callable[[], Any]] = {"copy": lambda: other.copy_(plain), "torch": step(case.by_torch)}
     if served and kernels:
         runs["kernel"] = step(forced)
-    runs["ours"] = step(ours)
+    runs["ours"] = step(case.by_us)
     if compiled:
         torch._dynamo.reset()
-        runs["compile"] = step(torch.compile(eager))
+        runs["compile"] = step(torch.compile(case.by_torch))
     spent: dict[str, list[float]] = {name: [] for name in runs}
     repeats = max(1, (1 << 20) // x.numel())
     for turn in range(rounds + 2):
@@ -164,9 +102,11 @@ def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         name: [statistics.median(values), min(values), max(values)] for name, values in spent.items()
     }
-    row |= {f"{name}_kept": kept(case, function, leaves) for name, function in (("torch", eager), ("ours", ours))}
-    row["choice"] = ns.kernels.explain(spec, plain, residual=leaves[3]).choice
-    row["elements"] = x.numel()
+    row |= {
+        f"{name}_kept": kept(case, function, leaves)
+        for name, function in (("torch", case.by_torch), ("ours", case.by_us))
+    }
+    row["choice"] = ns.kernels.explain(case.spec, plain, residual=leaves[3]).choice
     return row
 
 
@@ -185,10 +125,6 @@ def kept(case: Case, function: Callable[..., torch.Tensor], leaves: list[Any]) -
     return sum(seen.values()) / (leaves[0].numel() * leaves[0].element_size())
 
 
-def passes(case: Case) -> float:
-    return 7 if case.residual else 5
-
-
 def written(found: dict[str, Any], about: str) -> str:
     """The table."""
     lines = [f"# Kernels: forward and backward\n\n{about}\n\n{(__doc__ or '').split(chr(10), 1)[1].strip()}\n"]
@@ -198,9 +134,8 @@ def written(found: dict[str, Any], about: str) -> str:
         row = found.get(case.name)
         if row is None:
             continue
-        ideal = row["copy"][0] / 2 * passes(case)
-        size = row["elements"] * (2 if case.dtype == "bfloat16" else 4)
-        told = [case.name, f"{2 * size / row['copy'][0] / 1e6:.0f}"]
+        ideal = row["copy"][0] / 2 * sum(case.passes)
+        told = [case.name, f"{2 * case.bytes / row['copy'][0] / 1e6:.0f}"]
         for name in ("ours", "kernel", "torch", "compile"):
             said = row.get(name)
             told.append("" if said is None else f"{said[0] / ideal:.2f} ({said[1] / ideal:.2f}–{said[2] / ideal:.2f})")
@@ -218,7 +153,7 @@ def drawn(found: dict[str, Any], out: Path) -> None:
     except ImportError:
         return
     bars = [
-        {"case": case.name, "what": name, "× ideal": min(25.0, row[name][0] / (row["copy"][0] / 2 * passes(case)))}
+        {"case": case.name, "what": name, "× ideal": min(25.0, row[name][0] / (row["copy"][0] / 2 * sum(case.passes)))}
         for case in cases()
         if (row := found.get(case.name)) and case.size in ("16 MB", "51 MB", "25 MB")
         for name in ("ours", "torch", "compile")
@@ -258,7 +193,7 @@ def main() -> None:
         if "compile" not in row and "compile" in found.get(case.name, {}):
             row["compile"] = found[case.name]["compile"]
         found[case.name] = row
-        ideal = row["copy"][0] / 2 * passes(case)
+        ideal = row["copy"][0] / 2 * sum(case.passes)
         said = {name: f"{row[name][0] / ideal:.2f}" for name in ("ours", "kernel", "torch", "compile") if name in row}
         print(f"{case.name}: {said}, {row['choice']}", flush=True)
         path.write_text(json.dumps({"machine": about, "rows": found}, indent=0) + "\n")  # what a stop leaves

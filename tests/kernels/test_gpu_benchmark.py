@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-PLACE = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+PLACE = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("benchmark_gpu", PLACE)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PLACE))
+        yield importlib.import_module("gpu")
+        for name in ("gpu", "problems"):
+            sys.modules.pop(name, None)
+
+
+def case_of(gpu, norm, activation=None, residual=False, size="0.5 MB", dtype="float32"):
+    shape = (gpu.ROWS if gpu.OVER[norm] == "C" else gpu.IMAGES)[size]
+    return gpu.Case(norm, activation, residual, size, shape, dtype, "contiguous")
 
 
 def test_the_traffic_that_cannot_be_avoided(gpu):
-    case = gpu.Case("batch", "relu", True, "64 MB", "bfloat16", "contiguous")
-    assert case.bytes == (3 * 2 * 64**4, 4 * 2 * 64**4)
+    case = case_of(gpu, "batch", "relu", True, "64 MB", "bfloat16")
+    assert [count * case.bytes for count in case.passes] == [3 * 2 * 64**4, 4 * 2 * 64**4]
 
 
 def test_a_wrong_kernel_is_seen(gpu, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setitem(gpu.ROWS, "64 MB", (64, 40))
-    case = gpu.Case("layer", "silu", True, "64 MB", "float32", "contiguous")
+    case = case_of(gpu, "layer", "silu", True, "64 MB")
     assert gpu.wrong(case, "triton", "cpu") is None
     right = gpu.ours
     factor = {"triton": 2.0, "reference": 1.0}
@@ -37,11 +42,10 @@ def test_a_wrong_kernel_is_seen(gpu, monkeypatch):
 
 
 def test_the_table_and_the_costs(gpu):
-    small, large = (gpu.Case("batch", None, False, size, "float32", "contiguous") for size in ("0.5 MB", "411 MB"))
+    small, large = (case_of(gpu, "batch", size=size) for size in ("0.5 MB", "411 MB"))
     found = {}
     for case in (small, large):
-        elements = torch.Size(case.shape).numel()
-        ours = [10 + elements * 4e-6, 20 + elements * 6e-6]
+        ours = [10 + case.elements * 4e-6, 20 + case.elements * 6e-6]
         found[case.name] = {"wrong": None, "ours": ours, "torch": [2 * us for us in ours], "compile": [1.0, 1.0]}
     text = gpu.written(found, "A GPU", 4000.0)
     assert f"| {small.name} | " in text and text.count("**0.") == 2
