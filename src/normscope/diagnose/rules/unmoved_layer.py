@@ -11,7 +11,8 @@ The layer stays at its random start. A fresh head that was built after the optim
 `nn.ModuleList`, a `detach` too many: nothing fails, and the network learns around the hole.
 
 ## Evidence
-The updates and gradients of every parameter at the sampled steps.
+The updates, values and gradients of every parameter at the sampled steps. What no watched optimizer owns and yet
+changes has another one.
 
 ## Prescription
 Build the optimizer after the model is complete, from `model.parameters()`; take away the `detach`; unfreeze.
@@ -26,6 +27,7 @@ PyTorch documentation, *Autograd mechanics*, "Locally disabling gradient computa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,8 @@ def _why(case: Case, site: Site) -> str:
     moves = [case.moves(one) for one in parameters]
     if any(len(track) and track.values.max() > 0 for track in moves):
         return "learns"
+    if any(len(set(case.root_mean_square(one).values)) > 1 for one in parameters):
+        return "learns"  # by the hand of an optimizer that is not watched
     if not any(len(track) for track in moves):
         return "foreign"
     slopes = [case.root_mean_square(one.at("gradient", one.name)) for one in parameters]
@@ -133,11 +137,25 @@ class _Zeroed(nn.Module):
         return self.last(x + self.scale * self.branch(x.relu()))
 
 
+class _Both(SGD):
+    """An optimizer that leaves the first layer to another one."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        first, *rest = list(parameters)
+        self._other = SGD([first], lr=0.05)
+        super().__init__(rest, lr=0.05)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        self._other.step()
+        self._other.zero_grad()
+        return super().step(*args, **kwargs)
+
+
 SICK = (
     Scene(_network, ("0",), optimizer=_without_first, steps=12),
     Scene(_Cut, ("first",), steps=12),
 )
-HEALTHY = (Scene(_network, steps=12), Scene(_Zeroed))
+HEALTHY = (Scene(_network, steps=12), Scene(_Zeroed), Scene(_network, optimizer=_Both, steps=12))
 
 RULE = Rule(
     "NS215",
