@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -68,21 +69,22 @@ def _forward(problem: Problem, operands: Operands) -> Made:
     form, x = _form(problem), operands.x
     y = torch.empty_like(x)
     mean, var = _statistics(form, operands)
-    kind, half, added = problem.spec.activation, x.dtype is torch.bfloat16, operands.residual is not None
+    kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
+    added = int(operands.residual is not None)
     packed, kept = _packed(problem, form, operands, mean, var)
     packed[11] = y.data_ptr()
     packed[16] = 0 if operands.residual is None else operands.residual.data_ptr()
     if not form.rows:
-        launch(_runs("forward", half, kind, int(added)), packed, _tasks(form))
+        launch(_kernel("runs", "forward", half, kind, added), packed, _tasks(form))
     elif form.batch:
         panels = _panels(packed, form, kept)
         if not problem.given:
-            launch(_columns("sums", half, None, 0, False), packed, panels)
+            launch(_kernel("columns", "sums", half, 0, 0, False), packed, panels)
         _settle(packed, form, panels, False)
-        launch(_columns("mapped", half, kind, int(added), False), packed, panels)
+        launch(_kernel("columns", "mapped", half, kind, added, False), packed, panels)
     else:
         tasks = _shares(packed, form, x.element_size())
-        launch(_columns("forward", half, kind, int(added)), packed, tasks)
+        launch(_kernel("samples", "forward", half, kind, added), packed, tasks)
     if problem.given:
         mean, var = mean.new_empty(0), mean.new_empty(0)
     return Made(y, mean, var)
@@ -91,7 +93,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
     form, x = _form(problem), operands.x
     mean, var = (made.mean, made.var) if operands.mean is None else _statistics(form, operands)
-    kind, half = problem.spec.activation, x.dtype is torch.bfloat16
+    kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
     way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
     packed, kept = _packed(problem, form, operands, mean, var)
     dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
@@ -101,16 +103,16 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     if not form.rows:
-        launch(_runs("backward", half, kind, way), packed, _tasks(form))
+        launch(_kernel("runs", "backward", half, kind, way), packed, _tasks(form))
     elif form.batch:
         panels = _panels(packed, form, kept)
         _settle(packed, form, 0, True)
-        launch(_columns("sums", half, kind, way, True), packed, panels)
+        launch(_kernel("columns", "sums", half, kind, way, True), packed, panels)
         _settle(packed, form, panels, True)
-        launch(_columns("mapped", half, kind, way, True), packed, panels)
+        launch(_kernel("columns", "mapped", half, kind, way, True), packed, panels)
     else:
         tasks = _shares(packed, form, x.element_size())
-        launch(_columns("backward", half, kind, way), packed, tasks)
+        launch(_kernel("samples", "backward", half, kind, way), packed, tasks)
     dw, db = of_affine.sum(1)
     return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
 
@@ -161,19 +163,17 @@ def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
     found = torch.empty(panels, 3, form.channels, dtype=torch.float64)
     numbers = torch.empty(5, form.channels)
     kept += [found, numbers]
-    packed[2], packed[3], packed[5], packed[6] = panels, rows, panels, panel
-    packed[21] = found.data_ptr()
-    for n in range(5):
-        packed[22 + n] = numbers[n].data_ptr()
+    packed[2], packed[27], packed[28] = panels, panels, panel
+    packed[21], packed[22] = found.data_ptr(), numbers.data_ptr()
     return panels
 
 
 def _settle(packed: Any, form: _Form, panels: int, back: bool) -> None:
     tasks = -(-form.channels // 16)
     whole = packed[2]
-    packed[2], packed[5] = tasks, panels
-    launch(_columns("settled", False, None, 0, back), packed, tasks)
-    packed[2] = whole
+    packed[2], packed[27] = tasks, panels
+    launch(_kernel("columns", "settled", back), packed, tasks)
+    packed[2], packed[27] = whole, whole
 
 
 def _shares(packed: Any, form: _Form, size: int) -> int:
@@ -189,21 +189,9 @@ def _shares(packed: Any, form: _Form, size: int) -> int:
 
 
 @functools.cache
-def _runs(name: str, half: bool, activation: str | None, kept: int) -> Any:
-    from normscope.kernels.cpu.compiled import runs
-    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
-
-    return getattr(runs, name)(half, ACTIVATIONS[activation], kept)
-
-
-@functools.cache
-def _columns(name: str, half: bool, activation: str | None, kept: int, *back: bool) -> Any:
-    from normscope.kernels.cpu.compiled import columns
-    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
-
-    if name == "settled":
-        return columns.settled(*back)
-    return getattr(columns, name)(half, ACTIVATIONS[activation], kept, *back)
+def _kernel(file: str, name: str, *choices: Any) -> Any:
+    """The kernel `name` of a file in `compiled`, compiled for these choices."""
+    return getattr(importlib.import_module(f"normscope.kernels.cpu.compiled.{file}"), name)(*choices)
 
 
 OFFERS = (Offer("numba", "channels", _supports, forward=_forward, backward=_backward),)

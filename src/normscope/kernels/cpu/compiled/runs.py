@@ -13,22 +13,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from normscope.kernels.cpu.compiled.machine import (
-    LINE,
-    WORDS,
-    activated,
-    fetch,
-    jit,
-    kernel,
-    load,
-    merge,
-    pointer,
-    slope,
-    store,
-    take,
-)
+from normscope.kernels.cpu.compiled.machine import LINE, activated, fetch, jit, kernel, load, merge, slope, store, take
+from normscope.kernels.cpu.compiled.operands import unpacked, words
 
 BLOCK = 4096  # numbers that stay in the first cache between two looks
 PART = 256  # numbers between two rounds of prefetches
@@ -91,22 +78,13 @@ def forward(half: bool, activation: int, added: bool) -> Any:
     size = 2 if half else 4
 
     def run(p: Any) -> None:
-        word, real = carray(p, (WORDS,), np.int64), carray(p, (WORDS,), np.float64)
-        own, tasks, samples, channels, length, groups = word[1], word[2], word[3], word[4], word[5], word[6]
-        batch, given, eps = word[7], word[8], real[9]
-        every = samples * channels * length
-        x, y = carray(pointer(word[10]), (every,), dtype), carray(pointer(word[11]), (every,), dtype)
-        weight = carray(pointer(word[12]), (channels,), np.float32)
-        bias = carray(pointer(word[13]), (channels,), np.float32)
-        means, variances = (
-            carray(pointer(word[14]), (tasks,), np.float64),
-            carray(pointer(word[15]), (tasks,), np.float64),
-        )
-        more = carray(pointer(word[16]), (every if added else 1,), dtype)
+        o, word = unpacked(p, dtype), words(p)
+        samples, channels, length, groups, batch, given = o.samples, o.channels, o.positions, o.groups, word[7], word[8]
+        x, y, weight, bias, means, variances, more = o.x, o.y, o.weight, o.bias, o.mean, o.var, o.more
         inner = channels // groups
         while True:
-            t = take(own)
-            if t >= tasks:
+            t = take(o.own)
+            if t >= o.tasks:
                 break
             runs = samples if batch else inner
             base = t * length if batch else t * inner * length
@@ -115,7 +93,7 @@ def forward(half: bool, activation: int, added: bool) -> Any:
             if not given:
                 n, mean, m2 = _moments(x, word[10], size, base, stride, runs, length)
                 means[t], variances[t] = mean, m2 / n
-            rstd = 1.0 / math.sqrt(variances[t] + eps)
+            rstd = 1.0 / math.sqrt(variances[t] + o.eps)
             high = np.float32(means[t])
             low = means[t] - high
             for back in range(runs):
@@ -144,34 +122,20 @@ def backward(half: bool, activation: int, kept: int) -> Any:
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
-        word, real = carray(p, (WORDS,), np.int64), carray(p, (WORDS,), np.float64)
-        own, tasks, samples, channels, length, groups = word[1], word[2], word[3], word[4], word[5], word[6]
-        batch, given, eps = word[7], word[8], real[9]
-        every = samples * channels * length
-        x, dx = carray(pointer(word[10]), (every,), dtype), carray(pointer(word[11]), (every,), dtype)
-        weight = carray(pointer(word[12]), (channels,), np.float32)
-        bias = carray(pointer(word[13]), (channels,), np.float32)
-        means, variances = (
-            carray(pointer(word[14]), (tasks,), np.float64),
-            carray(pointer(word[15]), (tasks,), np.float64),
-        )
-        more = carray(pointer(word[16]), (every if kept else 1,), dtype)
-        dy = carray(pointer(word[17]), (every,), dtype)
-        dw, db = (
-            carray(pointer(word[18]), (samples * channels,), np.float64),
-            carray(pointer(word[19]), (samples * channels,), np.float64),
-        )
-        dr = carray(pointer(word[20]), (every if kept else 1,), dtype)
+        o, word = unpacked(p, dtype), words(p)
+        samples, channels, length, groups, batch, given = o.samples, o.channels, o.positions, o.groups, word[7], word[8]
+        x, dx, weight, bias, means, variances = o.x, o.y, o.weight, o.bias, o.mean, o.var
+        more, dy, dw, db, dr = o.more, o.dy, o.of_weight, o.of_bias, o.dr
         inner = channels // groups
         while True:
-            t = take(own)
-            if t >= tasks:
+            t = take(o.own)
+            if t >= o.tasks:
                 break
             runs = samples if batch else inner
             base = t * length if batch else t * inner * length
             stride = channels * length if batch else length
             channel = t if batch else (t % groups) * inner
-            rstd = 1.0 / math.sqrt(variances[t] + eps)
+            rstd = 1.0 / math.sqrt(variances[t] + o.eps)
             high = np.float32(means[t])
             low = means[t] - high
             of_one, of_x = 0.0, 0.0

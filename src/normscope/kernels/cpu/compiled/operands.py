@@ -1,0 +1,85 @@
+"""The words of a batch, group or instance norm's kernel as sizes and arrays: what `channels.py` packs, said once."""
+
+# pyright: reportCallIssue=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray
+
+from normscope.kernels.cpu.compiled.machine import WORDS, jit, pointer
+
+
+class Operands(NamedTuple):
+    """What every kernel reads or writes; an array that a call has not is never looked into.
+
+    Attributes:
+        own: the address of the words, where tasks are counted.
+        tasks: how many there are.
+        samples: N, or the rows of a batch of rows of channels.
+        channels: C.
+        positions: of a sample.
+        groups: statistics of a sample.
+        eps: the guard of the division.
+        x: the input.
+        y: what is written: the output, or the gradient of the input.
+        weight: g, (channels,).
+        bias: b, (channels,).
+        mean: μ, one a statistic.
+        var: σ², one a statistic.
+        more: the residual, or the output that was kept.
+        dy: the gradient of the output.
+        of_weight: the gradient of g, one a channel, or one a sample and a channel.
+        of_bias: that of b.
+        dr: the gradient of the residual.
+    """
+
+    own: Any
+    tasks: Any
+    samples: Any
+    channels: Any
+    positions: Any
+    groups: Any
+    eps: Any
+    x: Any
+    y: Any
+    weight: Any
+    bias: Any
+    mean: Any
+    var: Any
+    more: Any
+    dy: Any
+    of_weight: Any
+    of_bias: Any
+    dr: Any
+
+
+@jit
+def words(p: Any) -> Any:
+    """The words as integers."""
+    return carray(p, (WORDS,), np.int64)
+
+
+@jit
+def numbers(word: Any, i: int, size: int, dtype: Any) -> Any:
+    """The array of `size` numbers at the address that word `i` holds."""
+    return carray(pointer(word[i]), (size,), dtype)
+
+
+@jit
+def unpacked(p: Any, dtype: Any) -> Any:
+    """All operands; `dtype` is that of the tensors."""
+    word, real = words(p), carray(p, (WORDS,), np.float64)
+    samples, channels, positions, groups = word[3], word[4], word[5], word[6]
+    every, each = samples * channels * positions, samples * channels
+    return Operands(
+        word[1], word[2], samples, channels, positions, groups, real[9],
+        numbers(word, 10, every, dtype), numbers(word, 11, every, dtype),
+        numbers(word, 12, channels, np.float32), numbers(word, 13, channels, np.float32),
+        numbers(word, 14, each, np.float64), numbers(word, 15, each, np.float64),
+        numbers(word, 16, every, dtype), numbers(word, 17, every, dtype),
+        numbers(word, 18, each, np.float64), numbers(word, 19, each, np.float64),
+        numbers(word, 20, every, dtype),
+    )  # fmt: skip
