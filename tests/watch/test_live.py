@@ -1,5 +1,6 @@
 """What is seen of the training itself: the right numbers, of the right step, each once."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import normscope as ns
 from normscope.stats import compiled
 from normscope.watch.session import watch
+from normscope.watch.taps import PASSES
 
 
 def one_layer(weight=(1.0, 2.0)):
@@ -68,31 +70,73 @@ def test_an_in_place_function_does_not_falsify_what_came_before_it(tmp_path):
     assert values(watcher.record.summary("1:gradient", 0))[:2] == (3.0, 0.0)
 
 
-def test_micro_batches_are_one_step_and_the_first_is_looked_at(tmp_path):
+def test_micro_batches_are_one_step_and_one_batch(tmp_path, faults):
     layer = one_layer()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for _ in range(3):
             optimizer.zero_grad()
-            for factor in (1.0, 2.0):
-                layer(factor * torch.ones(2, 2)).sum().backward()
+            for factor in (1.0, 2.0, 6.0):
+                (layer(factor * torch.ones(2, 2)).sum() / 3).backward()
             optimizer.step()
     record = watcher.record
-    assert list(record.steps) == [0, 1, 2]
-    assert record.summary(":input", 0).mean == 1.0
-    assert record.summary("@weight:gradient", 0).mean == 2.0 + 4.0  # the gradient that the optimizer saw
-    assert events(tmp_path, "skipped") == []
+    assert faults(tmp_path) == [] and list(record.steps) == [0, 1, 2]
+    for step in range(3):
+        read = record.summary(":input", step)
+        assert (read.mean, read.low, read.high, read.size) == (3.0, 1.0, 6.0, 12)
+        assert record.summary(":gradient", step).mean == pytest.approx(1 / 3)
+    assert record.summary("@weight:gradient", 0).mean == pytest.approx(2 * (1 + 2 + 6) / 3)  # what the optimizer saw
+    assert record.series(None, "loss").values == pytest.approx([6 * (1 + 2 + 6) / 3] * 3)
+    assert events(tmp_path, "skipped") == [] and "#1:input" not in {site.key for site in record.sites}
 
 
-@pytest.mark.parametrize("clear", ["before", "after forward"])
+def test_of_many_micro_batches_the_first_are_told_and_the_loss_of_all(tmp_path):
+    layer = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    nn.init.ones_(layer.weight)
+    with watch(layer, optimizer, tmp_path, every=1) as watcher:
+        for number in range(20):
+            layer(torch.full((1, 1), float(number))).sum().backward()
+        optimizer.step()
+    record = watcher.record
+    assert record.summary(":input", 0).size == PASSES and record.summary(":input", 0).high == PASSES - 1
+    assert record.summary(":gradient", 0).size == PASSES
+    assert record.series(None, "loss").values == [sum(range(20))]
+    assert record.summary("@weight:gradient", 0).mean == sum(range(20))
+
+
+def test_two_backward_passes_of_two_places_are_told_apart(tmp_path, faults):
+    critic = nn.Sequential(one_layer((1.0, 1.0)), nn.Identity(), nn.Tanh())
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.0)
+    with watch(critic, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(2):  # accumulated on top of it
+                (-critic(torch.full((2, 2), 0.1)).sum()).backward()
+                (3 * critic(torch.full((3, 2), -0.2)).sum()).backward()
+            optimizer.step()
+    record = watcher.record
+    assert faults(tmp_path) == []
+    for step in (0, 1):
+        calls = ("", "#1")
+        assert [record.summary(f"0{call}:input", step).mean for call in calls] == pytest.approx([0.1, -0.2])
+        assert [record.summary(f"0{call}:output", step).size for call in calls] == [4, 6]
+        assert [record.summary(f"2{call}:gradient", step).mean for call in calls] == [-1.0, 3.0]
+        assert [record.summary(f"{call}:gradient", step).mean for call in calls] == [-1.0, 3.0]
+    assert "0#2:input" not in {site.key for site in record.sites}
+    loss = -2 * math.tanh(0.2) + 3 * 3 * math.tanh(-0.4)
+    assert record.series(None, "loss").values == pytest.approx([2 * loss] * 2)
+
+
+@pytest.mark.parametrize("clear", ["before", "after forward", "to zero"])
 def test_a_step_that_the_scaler_skips_is_marked_and_not_taken_for_a_micro_batch(clear, tmp_path):
     layer = one_layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with watch(layer, optimizer, tmp_path, every=1) as watcher:
         for factor in (float("inf"), 1.0, 1.0):
-            if clear == "before":
-                optimizer.zero_grad()
+            if clear != "after forward":
+                optimizer.zero_grad(set_to_none=clear == "before")
             loss = (layer(torch.ones(2, 2)) * factor).sum()
             if clear == "after forward":
                 optimizer.zero_grad()
@@ -543,7 +587,7 @@ def test_many_passes_without_a_backward_leave_little_behind(tmp_path):
         first = layer(torch.full((1, 2), 5.0))
         for _ in range(20):
             last = layer(torch.ones(1, 2))
-            assert len(watcher._observer._taps._passes) <= 8
+            assert sum(len(of.passes) for of in watcher._observer._taps._rounds) <= PASSES
         (first + last).sum().backward()
         optimizer.step()
     record = watcher.record

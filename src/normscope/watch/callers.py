@@ -6,14 +6,17 @@ up the stack, so they can be read there at a sampled step without patching anyth
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from types import FrameType, FunctionType
 from typing import Any
 
 import torch
 
 _MODULES = torch.nn.Module.__call__.__code__.co_filename
+_OF_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = os.path.dirname(__file__) + os.sep
 
 
 def loss_in_backward(thread: int) -> torch.Tensor | None:
@@ -41,6 +44,17 @@ def calling_scaler() -> torch.amp.GradScaler | None:
     frame = next(_calls(torch.amp.GradScaler.step, sys._getframe()), None)
     scaler = frame.f_locals.get("self") if frame is not None else None
     return scaler if isinstance(scaler, torch.amp.GradScaler) else None
+
+
+def calling_place() -> Hashable:
+    """Where in the program the call is made whose hook is running: alike at each turn of a loop, apart elsewhere."""
+    found = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith((_OF_TORCH, _OURS)):
+            found.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def kwargs_of_call() -> dict[str, Any]:

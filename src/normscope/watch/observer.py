@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import inf, nan
 from typing import Any
 
@@ -23,7 +24,7 @@ from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
-from normscope.watch.sample import Row, digests, readable, row_of
+from normscope.watch.sample import Row, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update, unscaled
@@ -115,19 +116,21 @@ class Observer:
         if taps is None or self.step is None:
             return
         if taps.reached:
-            if self.stepping or update is None or not update.cleared:
-                return  # an optimizer's closure, or a later micro-batch of an accumulated gradient
-            if taps.overflowed:
-                self._journal.skipped(self.step, "a gradient overflowed, was thrown away, and the step was begun again")
-            else:
-                self._journal.say("Gradients were cleared without an update; the last forward pass is taken.")
+            if self.stepping or update is None:
+                return  # an optimizer's closure
+            if update.cleared:
+                if taps.overflowed:
+                    why = "a gradient overflowed, was thrown away, and the step was begun again"
+                    self._journal.skipped(self.step, why)
+                else:
+                    self._journal.say("Gradients were cleared without an update; the last forward pass is taken.")
+                taps.forget()
         taps.begin(given)
 
     def forward_ends(self, output: Any) -> None:
         """That forward pass is over."""
         if self._taps is not None and self._taps.running:
-            self._taps.end(output)
-            self._taps.loss = loss_of(output)  # until the backward pass tells more
+            self._taps.end(output, loss_of(output))
 
     def before_update(self, optimizer: Optimizer | None) -> None:
         """The optimizer is about to step."""
@@ -214,7 +217,14 @@ class Observer:
             self._journal.say(f"The loss of the fixed batch could not be differentiated: {fixed.trouble!r}", step=step)
 
     def _attached(self, plan: Plan, compiled: bool) -> Taps:
-        taps = Taps(self._model, plan, self._guard, hold=self._worth_holding)
+        update = self._update
+        taps = Taps(
+            self._model,
+            plan,
+            self._guard,
+            hold=self._worth_holding,
+            cleared=lambda: update is not None and update.cleared,
+        )
         if compiled:
             self._journal.say("The model is compiled: inside, it is watched on the fixed batch alone.")
         else:
@@ -231,32 +241,36 @@ class Observer:
     def _write(self, step: int, taps: Taps | None, update: Update) -> None:
         """Bring all that was read to the CPU, in one transfer a device, and write it."""
         rows = [*update.parameters, *update.gradients, *update.changes]
-        seen = self._rows_of(step, taps, update)
-        loss = row_of(Site(""), taps.loss) if seen and taps is not None else None
-        told = digests([*rows, *seen, *([] if loss is None else [loss])])
-        own, passes = told[: len(rows)], told[len(rows) : len(rows) + len(seen)]
-        if own and _overflowed(passes) and not _overflowed(own):
+        rounds = self._rounds_of(step, taps, update)
+        loss = row_of(Site(""), taps.loss) if rounds and taps is not None else None
+        sizes = [len(rows), *(len(each) for each in rounds)]
+        told = digests([*rows, *(row for each in rounds for row in each), *([] if loss is None else [loss])])
+        own, *passes = (told[end - size : end] for size, end in zip(sizes, accumulate(sizes)))
+        sound = [each for each in passes if not _overflowed(each)] if own and not _overflowed(own) else passes
+        if taps is not None and (len(sound) < len(passes) or taps.wasted):
             why = "an overflowed gradient was thrown away, and the update came from another batch"
             self._journal.skipped(step, why)
-            passes = []
-        elif taps is not None and not taps.running:
+            loss = loss if len(sound) == len(passes) else None
+        if taps is not None and not taps.running and sound:
             self._tell_unseen(step, taps)
             if taps.root_gradient is not None:
                 self._held = taps.root_gradient / update.scale
         own = [] if self._replicated else own
-        self._journal.live(step, [*passes, *own])
-        if passes and loss is not None:
+        seen = merged([one for each in sound for one in each])
+        self._journal.live(step, [*seen, *own])
+        if seen and loss is not None:
             self._journal.found_loss(step, _value(told[-1][1]) / update.scale)
         self._journal.update_ratios(step, own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
 
-    def _rows_of(self, step: int, taps: Taps | None, update: Update) -> list[Row]:
-        """What the taps saw."""
+    def _rounds_of(self, step: int, taps: Taps | None, update: Update) -> list[list[Row]]:
+        """What the taps saw, round by round."""
         if taps is None or taps.running:
             self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
             return []
-        return [*taps.forward, *(unscaled(row, update.scale) for row in taps.backward)]
+        scale = update.scale
+        return [[*forward, *(unscaled(row, scale) for row in backward)] for forward, backward in taps.rounds]
 
     def _tell_unseen(self, step: int, taps: Taps) -> None:
         """Note, of the first pass that is written, the modules of which nothing was seen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import gcd, prod
 from typing import NamedTuple
 
@@ -79,6 +79,17 @@ def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
     samples = [(row.sample, row.size) for row in rows if row.digest is None and row.sample is not None]
     made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples]))
     return [(row.site, Digest.of(next(made)) if row.digest is None else row.digest) for row in rows]
+
+
+def merged(told: Sequence[tuple[Site, Digest]]) -> list[tuple[Site, Digest]]:
+    """`told` with one digest for each site: that of all its elements together, where the site was seen first."""
+    parts: dict[Site, list[Digest]] = {}
+    for site, digest in told:
+        parts.setdefault(site, []).append(digest)
+    return [
+        (site, of[0] if len(of) == 1 else Digest.of(reduce(Summary.merge, (each.summary for each in of))))
+        for site, of in parts.items()
+    ]
 
 
 def is_copy(tensor: Tensor) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 from weakref import ref
 
@@ -16,14 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from normscope.anatomy.batch import first_tensor
 from normscope.terms.site import Site
-from normscope.watch.callers import is_inner_gradient, loss_in_backward
+from normscope.watch.callers import calling_place, is_inner_gradient, loss_in_backward
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import Hook, after_forward, before_forward, in_backward, out_of_sight
 from normscope.watch.plan import Plan, input_of, root_of
 from normscope.watch.sample import Row, row_of
 
 PASSES = 8
-"""Forward passes of one step that are kept until a backward pass tells which of them count."""
+"""Forward passes that are kept until a backward pass tells which of them count; rounds of a step that are looked at."""
 
 
 class _Pass:
@@ -39,6 +38,27 @@ class _Pass:
         self.forgotten = False  # its gradients are not for us
 
 
+class _Round:
+    """Forward passes, and the one backward pass that reaches them.
+
+    Attributes:
+        place: where in the program the model is called for it.
+        brief: whether its loss alone is looked at.
+        thrown_away: whether its gradients were cleared before the update.
+    """
+
+    def __init__(self, place: Hashable, brief: bool) -> None:
+        self.place, self.brief = place, brief
+        self.passes: list[_Pass] = []
+        self.reached = self.thrown_away = False
+        self.loss: Tensor | None = None
+
+    @property
+    def told(self) -> list[_Pass]:
+        """The passes that were reached; where none was, the last."""
+        return [seen for seen in self.passes if seen.reached] or self.passes[-1:]
+
+
 class Taps:
     """Samples of inputs, outputs and their gradients at the sites of `plan`, in the order in which they passed.
 
@@ -47,23 +67,33 @@ class Taps:
 
     A model may be called several times before one backward pass (a discriminator, on what is real and what is not):
     the passes that it reaches are all told, the second as further calls of the same modules. Where it reaches none,
-    the last pass is told.
+    the last pass is told. Further backward passes before the update are further rounds: when the model is called from
+    another place in the program, as further calls; when it is called from the same place again, as micro-batches are,
+    under the same sites, to be merged. Of more than `PASSES` rounds the first are told, and the loss of all.
 
     Attributes:
-        reached: whether a backward pass has reached an observed forward pass.
-        loss: what that backward pass began from, if it was a scalar.
+        reached: whether a backward pass has reached the latest forward pass.
         root_gradient: a copy of the whole gradient of the model's output, where `hold` asked for it.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, guard: Guard, *, hold: Callable[[Tensor], bool]) -> None:
-        self._plan, self._guard, self._hold = plan, guard, hold
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        guard: Guard,
+        *,
+        hold: Callable[[Tensor], bool],
+        cleared: Callable[[], bool],
+    ) -> None:
+        self._plan, self._guard, self._hold, self._cleared = plan, guard, hold, cleared
         self._sites = plan.calls
         self._root = root_of(model, plan.sites)
         self._handles: list[RemovableHandle] = []
-        self._passes: list[_Pass] = []
-        self.running = self.reached = False
-        self.begin()
-        self.end()
+        self._rounds: list[_Round] = []
+        self._latest: tuple[ref[Tensor], int, Row] | None = None  # what was kept last
+        self._thread = 0
+        self.running = False
+        self.root_gradient: Tensor | None = None
 
     def attach(self) -> None:
         """Hook the modules."""
@@ -74,26 +104,45 @@ class Taps:
             )
 
     @property
-    def forward(self) -> list[Row]:
-        """Inputs and outputs."""
-        return [_later(row, before[row.site.path]) for seen, before in self._told() for row in seen.forward]
+    def rounds(self) -> list[tuple[list[Row], list[Row]]]:
+        """Of each round: inputs and outputs; gradients of outputs as they came (scaled, under a gradient scaler)."""
+        return [
+            (
+                [_later(row, calls[row.site.path]) for seen, calls in told for row in seen.forward],
+                [_later(row, calls[row.site.path]) for seen, calls in told for row in seen.backward.values()],
+            )
+            for told in self._told()
+        ]
+
+    def _told(self) -> list[list[tuple[_Pass, Counter[str]]]]:
+        """Of each round that counts: its passes, each with the calls of every path before it."""
+        counted = [seen for seen in self._rounds if not (seen.brief or seen.thrown_away)]
+        reached = [seen for seen in counted if seen.reached]
+        found: list[list[tuple[_Pass, Counter[str]]]] = []
+        begins: dict[Hashable, Counter[str]] = {}
+        root, most = Counter({self._root.path: 1}), Counter()
+        for seen in reached or counted[-1:]:
+            calls = begins.setdefault(seen.place, most)
+            found.append([])
+            for each in seen.told:
+                found[-1].append((each, calls))
+                calls = calls + each.calls + root
+            most = most | calls
+        return found
 
     @property
-    def backward(self) -> list[Row]:
-        """Gradients of outputs, as they came (scaled, under a gradient scaler)."""
-        return [_later(row, before[row.site.path]) for seen, before in self._told() for row in seen.backward.values()]
-
-    def _told(self) -> list[tuple[_Pass, Counter[str]]]:
-        """The passes that count, each with the calls of every path before it."""
-        chosen = [seen for seen in self._passes if seen.reached] or self._passes[-1:]
-        root = Counter({self._root.path: 1})
-        calls = accumulate((seen.calls + root for seen in chosen), initial=Counter())
-        return list(zip(chosen, calls))
+    def loss(self) -> Tensor | None:
+        """What the backward passes began from, where they were scalars: the sum over the rounds."""
+        counted = [seen for seen in self._rounds if not seen.thrown_away]
+        reached = [seen for seen in counted if seen.reached]
+        losses = [seen.loss for seen in reached or counted[-1:]]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known[1:], known[0]) if known and len(known) == len(losses) else None
 
     @property
     def unseen(self) -> list[str]:
         """Paths of the hooked modules of whose inputs and outputs nothing was sampled."""
-        seen = {row.site.path for row in self.forward}
+        seen = {row.site.path for forward, _ in self.rounds for row in forward}
         return [path for path in self._plan.modules if self._handles and path not in seen]
 
     def detach(self) -> None:
@@ -101,44 +150,56 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forget()
+        self.forget()
         self.running = False
 
-    def _forget(self) -> None:
-        for seen in self._passes:
-            seen.forgotten = True
-        self._passes = []
+    def forget(self) -> None:
+        """What was seen so far leads to no update."""
+        for seen in self._rounds:
+            for each in seen.passes:
+                each.forgotten = True
+        self._rounds = []
+        self.root_gradient = None
+
+    @property
+    def reached(self) -> bool:
+        return bool(self._rounds) and self._rounds[-1].reached
 
     @property
     def overflowed(self) -> bool:
         """Whether a gradient that was seen is not finite."""
-        return any(_broken(row) for row in self.backward)
+        return _overflowed(self._rounds)
+
+    @property
+    def wasted(self) -> bool:
+        """Whether a gradient that was cleared before the update was not finite."""
+        return _overflowed(seen for seen in self._rounds if seen.thrown_away)
 
     def begin(self, given: Any = ()) -> None:
-        """A forward pass begins on the arguments `given`. What a backward pass has reached before is forgotten."""
-        if self.reached:
-            self._forget()
-        elif self.running:  # the pass before was broken off
-            self._passes.pop().forgotten = True
-        for old in self._passes[: 1 - PASSES]:
+        """A forward pass begins on the arguments `given`: of a new round, when a backward pass reached the last one."""
+        if self.reached or not self._rounds:
+            self._rounds.append(_Round(calling_place(), len(self._rounds) >= PASSES))
+        passes = self._rounds[-1].passes
+        if self.running:  # the pass before was broken off
+            passes.pop().forgotten = True
+        for old in passes[: 1 - PASSES]:
             old.forgotten = True
         self._now = _Pass()
-        self._passes = [*self._passes[1 - PASSES :], self._now]
+        passes[:] = [*passes[1 - PASSES :], self._now]
         self._thread = threading.get_ident()
-        self._latest: tuple[ref[Tensor], int, Row] | None = None  # what was kept last
+        self._latest = None
         self.running = True
-        self.reached = False
-        self.loss: Tensor | None = None
-        self.root_gradient: Tensor | None = None
-        if self._root.role != "other":
+        if self._root.role != "other" and not self._rounds[-1].brief:
             self._keep(input_of(self._root), first_tensor(given))
 
-    def end(self, output: Any = None) -> None:
-        """The forward pass is over."""
+    def end(self, output: Any = None, loss: Tensor | None = None) -> None:
+        """The forward pass is over; `loss` is what the model itself says it is, until the backward pass tells more."""
         self.running = False
-        main = first_tensor(output)
+        main, seen = first_tensor(output), self._rounds[-1]
+        seen.loss = loss
         if main is not None:
-            self._keep(self._root, main)
+            if not seen.brief:
+                self._keep(self._root, main)
             self._follow(self._root.at("gradient"), main, root=True)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -169,7 +230,12 @@ class Taps:
 
     def _is_observed(self, path: str, module: nn.Module) -> bool:
         """Whether this call belongs to the observed pass: no copy of the module's, no other thread's."""
-        return self.running and module is self._plan.modules[path] and threading.get_ident() == self._thread
+        return (
+            self.running
+            and not self._rounds[-1].brief
+            and module is self._plan.modules[path]
+            and threading.get_ident() == self._thread
+        )
 
     def _keep(self, site: Site, tensor: Tensor | None) -> None:
         row = self._seen_before(site, tensor) or row_of(site, tensor)
@@ -189,25 +255,28 @@ class Taps:
     def _follow(self, site: Site, tensor: Tensor, *, root: bool = False) -> None:
         if not tensor.requires_grad:
             return
-        seen = self._now
+        seen, of = self._now, self._rounds[-1]
 
         def arrive(gradient: Tensor) -> None:
             if not seen.forgotten:
-                out_of_sight(self._guard, "taps", self._arrive, seen, site, gradient, root)
+                out_of_sight(self._guard, "taps", self._arrive, of, seen, site, gradient, root)
 
         handle = tensor.register_hook(arrive)
         if tensor.is_leaf:  # it outlives the pass, and so would the hook
             self._handles.append(handle)
 
-    def _arrive(self, seen: _Pass, site: Site, gradient: Tensor, root: bool) -> None:
+    def _arrive(self, of: _Round, seen: _Pass, site: Site, gradient: Tensor, root: bool) -> None:
         if is_inner_gradient(self._thread):
             return
         seen.reached = True
-        if not self.reached:
-            self.reached = True
+        if not of.reached:
+            of.reached = True
             root_of_pass = loss_in_backward(self._thread)
-            self.loss = self.loss if root_of_pass is None else root_of_pass
-        if site.key not in seen.backward:
+            of.loss = of.loss if root_of_pass is None else root_of_pass
+            if of is not self._rounds[0] and self._cleared():
+                for earlier in self._rounds[: self._rounds.index(of)]:
+                    earlier.thrown_away = True
+        if site.key not in seen.backward and not of.brief:
             row = row_of(site, gradient, keep=True)  # it may have to be unscaled
             if row is not None:
                 seen.backward[site.key] = row
@@ -223,6 +292,10 @@ def _later(row: Row, calls: int) -> Row:
 @lru_cache(maxsize=65536)
 def _site_later(site: Site, calls: int) -> Site:
     return replace(site, call=site.call + calls)
+
+
+def _overflowed(rounds: Iterable[_Round]) -> bool:
+    return any(_broken(row) for of in rounds for seen in of.told for row in seen.backward.values())
 
 
 def _broken(row: Row) -> bool:

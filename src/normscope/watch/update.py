@@ -45,8 +45,9 @@ class Update:
     @property
     def cleared(self) -> bool:
         """Whether no parameter has a gradient now."""
-        now = (place.parameter for place, _, _ in self._before)
-        return all(parameter is None or parameter.grad is None for parameter in now)
+        # Both, for of sharded parameters only one has the gradient.
+        known = (parameter for place, then, _ in self._before for parameter in (place.parameter, then))
+        return all(parameter is None or parameter.grad is None for parameter in known)
 
     def begin(self, optimizer: Optimizer | None) -> None:
         """The optimizer is about to step."""
