@@ -113,6 +113,9 @@ def test_channels_have_moments_of_their_own(dtype):
     assert_same(found[0], truth)
     for part in ("count", "mean", "m2"):
         np.testing.assert_allclose(getattr(found[1], part), getattr(truth.channels, part), rtol=1e-12)
+    np.testing.assert_array_equal(
+        found[2], x.to((found[2].dtype.type is np.float64 and torch.float64) or torch.float32)
+    )
 
 
 @pytest.mark.parametrize(

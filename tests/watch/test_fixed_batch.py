@@ -56,6 +56,50 @@ def test_a_model_that_learns_shifts_by_its_parameters(tmp_path):
     assert (record.shift("1:input").values > 1e-3).all()
 
 
+def test_internal_and_external_shift_and_their_share_by_hand(tmp_path):
+    """y = w x of each of two channels; the fixed batch spreads x by 1 about 0, the batch of the step lies 1 aside."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Identity())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    fixed = torch.linspace(-1.0, 1.0, 401)[:, None].repeat(1, 2) * math.sqrt(3)  # even: σ = 1
+    with watch(model, optimizer, tmp_path, every=10, probe=fixed) as watcher:
+        for step in range(11):
+            weight = torch.diag(torch.tensor([1.0, 2.0] if step == 0 else [3.0, 2.0]))
+            model[0].weight.data.copy_(weight)
+            model(fixed + 1.0).sum().backward()
+            optimizer.step()
+    record = watcher.record
+
+    def shift(distance, **more):
+        return record.shift("0", distance=distance, **more).values
+
+    # Parameters alone: the first channel is three times as wide, the other as it was.
+    assert shift("std_shift", per_channel=True)[0] == pytest.approx([2.0, 0.0], abs=1e-4)
+    assert shift("mean_shift", per_channel=True)[0] == pytest.approx([0.0, 0.0], abs=1e-4)
+    # KL(N(0,9) ‖ N(0,1)) + KL back = (9 − 1)/2 + (1/9 − 1)/2
+    assert shift("symmetric_kl", per_channel=True)[0] == pytest.approx([32 / 9, 0.0], abs=1e-3)
+    # ∫ |3 Q − Q| = 2 E|x| = √3; JS of densities 1/3 on thrice the width and 1: p = (2/3, 1/3), q = (0, 1)
+    assert shift("wasserstein1", per_channel=True)[0] == pytest.approx([math.sqrt(3), 0.0], abs=1e-4)
+    assert shift("shift", per_channel=True)[0] == pytest.approx([math.sqrt(3), 0.0], rel=1e-2, abs=1e-4)
+    divergence = (2 / 3 + math.log2((1 / 3) / (2 / 3)) / 3 + math.log2(1 / (2 / 3))) / 2
+    assert shift("jensen_shannon", per_channel=True)[0] == pytest.approx([divergence, 0.0], abs=1e-4)
+    # Of the wider one a thirtieth lies in each inner decile, and a third more in the outer two.
+    shares = [(401 * share + 0.5) / 406 for share in (0.1, 1 / 30 + 1 / 3, 1 / 30)]
+    index = 2 * (shares[1] - shares[0]) * math.log(shares[1] / shares[0])
+    index += 8 * (shares[2] - shares[0]) * math.log(shares[2] / shares[0])
+    assert shift("psi", per_channel=True)[0] == pytest.approx([index, 0.0], abs=1e-4)
+
+    # Data alone, at the same parameters: the means lie 3 and 2 aside, of channels 3 and 2 wide.
+    external = record.series("0:input", "external_shift")
+    assert list(external.steps) == [0, 10] and external.values == pytest.approx([1.0, 1.0], rel=0.02)
+    assert record.series("0:input", "internal_shift").values == pytest.approx([0.0])
+    assert record.series("0:input", "internal_share").values == pytest.approx([0.0])
+    inner, outer = (record.series("0", f"{kind}_shift").values[-1] for kind in ("internal", "external"))
+    # Of both channels together: (|x| + 2|x|)/2 against (3|x| + 2|x|)/2 and a spread of √((1 + 4)/2), √((9 + 4)/2).
+    assert inner == pytest.approx(math.sqrt(3) / 2 / math.sqrt(2.5), rel=0.05)
+    assert outer == pytest.approx(2.5 / math.sqrt(6.5), rel=0.05)
+    assert record.series("0", "internal_share").values == pytest.approx([inner / (inner + outer)])
+
+
 def test_the_same_masks_are_drawn_at_every_probe(tmp_path):
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -204,6 +204,7 @@ class Record:
                 deviations of the reference.
             per_channel: for a distance of `normscope.stats.PER_CHANNEL`, one value for each channel, (T, C); steps
                 without channels are left out. Training batches are summarized without channels, so internally only.
+                Of more than 512 channels ``shift``, ``wasserstein1``, ``jensen_shannon`` and ``psi`` know every k-th.
             steps: only these steps, as for `series`; each is still compared with the probe before it.
 
         Raises:
@@ -220,10 +221,9 @@ class Record:
         pairs = self._pairs(tensor, kind, against, steps)
         source = "probe" if kind == "internal" else "live"
         if per_channel:
-            told = [(s, now.channels, then.channels) for s, now, then in pairs]
-            alike = [(s, a, b) for s, a, b in told if a and b and a.mean.shape == b.mean.shape]
-            values = [PER_CHANNEL[distance](now, then) for _, now, then in alike]
-            return Series.of(tensor, f"{kind}_shift", source, [s for s, _, _ in alike], values)
+            told = [(s, PER_CHANNEL[distance](now, then)) for s, now, then in pairs]
+            there = [(s, channels) for s, channels in told if channels is not None]
+            return Series.of(tensor, f"{kind}_shift", source, [s for s, _ in there], [each for _, each in there])
         values = [DISTANCES[distance](now, then) for _, now, then in pairs]
         return Series.of(tensor, f"{kind}_shift", source, [s for s, _, _ in pairs], values)
 

@@ -18,7 +18,8 @@ from normscope.record.blob import pack, unpack
 from normscope.record.malformed import reading
 from normscope.stats.digest import Digest
 from normscope.stats.moments import Moments
-from normscope.stats.monoid import prefixed, unprefixed
+from normscope.stats.monoid import unprefixed
+from normscope.stats.quantiles import Quantiles
 from normscope.stats.summary import Summary
 from normscope.terms.datum import Datum, plain
 from normscope.terms.site import Site
@@ -67,7 +68,8 @@ def summary_row(site: Site, step: int, source: str, summary: Summary | Digest) -
         digest, arrays = summary, _PLAIN + summary.code
     else:
         digest = Digest.of(summary)
-        arrays = _PLAIN + digest.code if summary.channels is None else _with_channels(digest, summary.channels)
+        more = summary.by_channel()
+        arrays = pack({"code": np.frombuffer(digest.code, np.uint8), **more}) if more else _PLAIN + digest.code
     count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, _, size = digest
     numbers = int(zeros), int(nan), int(pos_inf), int(neg_inf)
     return Row("summary", (int(step), source, int(size), int(count), mean, m2, low, high, *numbers, arrays), site)
@@ -94,22 +96,19 @@ def read_summary(
     size: int,
 ) -> Summary:
     """The summary in the columns `SUMMARY`; a NULL is NaN."""
-    channels = None
+    channels = quantiles = None
     if arrays[:1] == _PLAIN:
         code = arrays[1:]
     else:
         told = unpack(arrays)
         code = np.asarray(told["code"], np.uint8).tobytes()
-        channels = Moments.from_arrays(unprefixed("channels.", told))
+        moments, levels = (unprefixed(prefix, told) for prefix in ("channels.", "quantiles."))
+        channels = Moments.from_arrays(moments)
+        quantiles = Quantiles.from_arrays(levels) if levels else None
     bounds = (math.nan if number is None else float(number) for number in (mean, m2, low, high))
     apart = (int(number) for number in (zeros, nan, pos_inf, neg_inf))
     summary = Digest._make((int(count), *bounds, *apart, code, int(size))).summary
-    return summary if channels is None else replace(summary, channels=channels)
-
-
-def _with_channels(digest: Digest, channels: Moments) -> bytes:
-    code = np.frombuffer(digest.code, np.uint8)
-    return pack({"code": code, **prefixed("channels.", channels.to_arrays())})
+    return replace(summary, channels=channels, quantiles=quantiles) if arrays[:1] != _PLAIN else summary
 
 
 def scalar_row(site: Site | None, step: int, quantity: str, value: float) -> Row:

@@ -19,6 +19,7 @@ from normscope.stats.distance import (
     wasserstein1,
 )
 from normscope.stats.moments import Moments
+from normscope.stats.quantiles import Quantiles
 from normscope.stats.sample import strided
 from normscope.stats.sketch import Sketch
 from normscope.stats.summary import Summary
@@ -28,6 +29,7 @@ __all__ = [
     "PER_CHANNEL",
     "Cdf",
     "Moments",
+    "Quantiles",
     "Sketch",
     "Summary",
     "gaussian_kl",

@@ -106,8 +106,10 @@ def digest_of_change(x: torch.Tensor, before: torch.Tensor, n: int = 8192) -> Di
     return None if count != len(before) else _told(x, kind, step, places, before.numpy(), less=True)
 
 
-def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tuple[Digest, Moments] | None:
+def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tuple[Digest, Moments, np.ndarray] | None:
     """The digest of the elements at `places` in memory, counted from the first of `x`, and the moments per channel.
+
+    Beside them the elements themselves (cells, channels), which the next call in this thread overwrites.
 
     places: int64, channel by channel of one cell after the other, at most `MOST`.
     """
@@ -116,8 +118,9 @@ def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tup
         return None
     sample, moments = _room.sample(8 if kind == 8 else 4, len(places)), np.empty((3, channels))
     told = _told(x, kind, 1, places, sample, less=False)
-    _loops.channels(sample.reshape(-1, channels), moments)
-    return told, Moments(*moments)
+    rows = sample.reshape(-1, channels)
+    _loops.channels(rows, moments)
+    return told, Moments(*moments), rows
 
 
 def _kind(x: torch.Tensor) -> int | None:

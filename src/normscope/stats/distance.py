@@ -15,6 +15,7 @@ import numpy as np
 
 from normscope.stats.cdf import Cdf
 from normscope.stats.moments import Moments
+from normscope.stats.quantiles import FROM_QUANTILES, Quantiles, area, relative_entropy
 from normscope.stats.sketch import Sketch
 from normscope.stats.summary import Summary
 
@@ -67,7 +68,7 @@ def jensen_shannon(p: Sketch, q: Sketch) -> float:
     """The Jensen–Shannon divergence (not its root) over the bins and exact zeros, in bits, from 0 to 1. Lin 1991."""
     a, b = _shares(p.ordered()), _shares(q.ordered())
     middle = (a + b) / 2
-    return float(np.clip((_relative_entropy(a, middle) + _relative_entropy(b, middle)) / 2, 0.0, 1.0))
+    return float(np.clip((relative_entropy(a, middle) + relative_entropy(b, middle)) / 2, 0.0, 1.0))
 
 
 def psi(p: Sketch, q: Sketch) -> float:
@@ -99,10 +100,7 @@ def _area_between(p: Cdf, q: Cdf) -> float:
     at = np.unique(np.concatenate((p.edges, q.edges)))
     left = p.upto(at[:-1]) - q.upto(at[:-1])
     right = p.below(at[1:]) - q.below(at[1:])
-    size = np.abs(left) + np.abs(right)
-    crossing = left * right < 0
-    height = np.where(crossing, (left**2 + right**2) / np.where(crossing, size, 1.0), size) / 2
-    return float((height * np.diff(at)).sum())
+    return float((area(left, right) * np.diff(at)).sum())
 
 
 def _summary_wasserstein1(now: Summary, reference: Summary) -> float:
@@ -140,12 +138,7 @@ def _shares(counts: np.ndarray) -> np.ndarray:
     return counts / total if total else np.full(counts.shape, np.nan)
 
 
-def _relative_entropy(a: np.ndarray, b: np.ndarray) -> float:
-    ratio = np.divide(a, b, out=np.ones_like(a), where=~(a == 0))
-    return float((a * np.log2(ratio)).sum())
-
-
-PER_CHANNEL: Mapping[str, Callable[[Moments, Moments], np.ndarray]] = MappingProxyType(
+_OF_MOMENTS: Mapping[str, Callable[[Moments, Moments], np.ndarray]] = MappingProxyType(
     {
         "mean_shift": mean_shift,
         "std_shift": std_shift,
@@ -153,18 +146,53 @@ PER_CHANNEL: Mapping[str, Callable[[Moments, Moments], np.ndarray]] = MappingPro
         "symmetric_kl": symmetric_kl,
     }
 )
-"""Distances that need moments alone, so that channels have them too, as functions of (now, reference)."""
 
 
-def _of_moments(distance: Callable[[Moments, Moments], np.ndarray]) -> Callable[[Summary, Summary], float]:
+def _whole(distance: Callable[[Moments, Moments], np.ndarray]) -> Callable[[Summary, Summary], float]:
     return lambda now, reference: float(distance(now.moments, reference.moments))
 
+
+def _of_channels(distance: Callable[[Moments, Moments], np.ndarray]) -> Callable[[Summary, Summary], np.ndarray | None]:
+    def of(now: Summary, reference: Summary) -> np.ndarray | None:
+        ours, theirs = now.channels, reference.channels
+        return distance(ours, theirs) if ours and theirs and ours.mean.shape == theirs.mean.shape else None
+
+    return of
+
+
+def _of_quantiles(
+    distance: Callable[[Quantiles, Quantiles], np.ndarray],
+) -> Callable[[Summary, Summary], np.ndarray | None]:
+    def of(now: Summary, reference: Summary) -> np.ndarray | None:
+        ours, theirs = now.quantiles, reference.quantiles
+        return distance(ours, theirs) if ours and theirs and ours.channels == theirs.channels else None
+
+    return of
+
+
+def _channel_shift(now: Summary, reference: Summary) -> np.ndarray | None:
+    distance = PER_CHANNEL["wasserstein1"](now, reference)
+    return None if distance is None or not reference.channels else _in_deviations(distance, reference.channels)
+
+
+PER_CHANNEL: Mapping[str, Callable[[Summary, Summary], np.ndarray | None]] = MappingProxyType(
+    {
+        "shift": _channel_shift,
+        **{name: _of_quantiles(distance) for name, distance in FROM_QUANTILES.items()},
+        **{name: _of_channels(distance) for name, distance in _OF_MOMENTS.items()},
+    }
+)
+"""Distance of each channel by name, as a function of (now, reference): (C,), or None where channels are not known.
+
+"shift", "wasserstein1", "jensen_shannon" and "psi" come from `Quantiles` (NaN at channels that were left out), the
+others from moments.
+"""
 
 DISTANCES: Mapping[str, Callable[[Summary, Summary], float]] = MappingProxyType(
     {
         "shift": _shift,
         "wasserstein1": _summary_wasserstein1,
-        **{name: _of_moments(distance) for name, distance in PER_CHANNEL.items()},
+        **{name: _whole(distance) for name, distance in _OF_MOMENTS.items()},
         "jensen_shannon": lambda now, reference: jensen_shannon(now.sketch, reference.sketch),
         "psi": lambda now, reference: psi(now.sketch, reference.sketch),
         "kolmogorov_smirnov": lambda now, reference: kolmogorov_smirnov(now.sketch, reference.sketch),

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from normscope.stats.cdf import Cdf
 from normscope.stats.moments import Moments, by_channel
 from normscope.stats.monoid import Arrays, Monoid, prefixed, unprefixed
+from normscope.stats.quantiles import Quantiles
 from normscope.stats.rows import measured
 from normscope.stats.sketch import Sketch
 from normscope.stats.values import block_size, values
@@ -25,6 +26,7 @@ class Summary(Monoid, Datum):
 
     low, high: the least and the greatest finite value seen (NaN when none was). size: the number of elements of the
     tensor it stands for, at least the number seen. channels: moments per channel, None where they were not taken.
+    quantiles: the distribution of each channel, likewise.
     """
 
     moments: Moments
@@ -33,6 +35,7 @@ class Summary(Monoid, Datum):
     high: float
     size: int
     channels: Moments | None = None
+    quantiles: Quantiles | None = None
 
     @classmethod
     def empty(cls) -> Summary:
@@ -72,6 +75,7 @@ class Summary(Monoid, Datum):
             float(np.fmax(self.high, other.high)),
             self.size + other.size,
             self.channels.merge(other.channels) if self.channels and other.channels else None,
+            self.quantiles.merge(other.quantiles) if self.quantiles and other.quantiles else None,
         )
 
     @property
@@ -109,20 +113,29 @@ class Summary(Monoid, Datum):
         return self.sketch.nonfinite / seen if seen else nan
 
     def to_arrays(self) -> Arrays:
-        """The arrays of moments and sketch, `range` (low, high), `size`, and `channels.…` where they were taken."""
-        channels = {} if self.channels is None else prefixed("channels.", self.channels.to_arrays())
+        """The arrays of moments and sketch, `range` (low, high), `size`; `channels.…`, `quantiles.…` where taken."""
         return {
             **self.moments.to_arrays(),
             **self.sketch.to_arrays(),
             "range": np.array([self.low, self.high], dtype=np.float64),
             "size": np.array(self.size, dtype=np.int64),
-            **channels,
+            **self.by_channel(),
+        }
+
+    def by_channel(self) -> Arrays:
+        """The arrays `channels.…` and `quantiles.…` of what was taken."""
+        parts = {"channels.": self.channels, "quantiles.": self.quantiles}
+        return {
+            name: array
+            for prefix, part in parts.items()
+            if part is not None
+            for name, array in prefixed(prefix, part.to_arrays()).items()
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Summary:
         """The inverse of `to_arrays`."""
-        channels = unprefixed("channels.", arrays)
+        channels, quantiles = (unprefixed(prefix, arrays) for prefix in ("channels.", "quantiles."))
         low, high = (float(bound) for bound in arrays["range"])
         return cls(
             Moments.from_arrays(arrays),
@@ -131,4 +144,5 @@ class Summary(Monoid, Datum):
             high,
             int(arrays["size"]),
             Moments.from_arrays(channels) if channels else None,
+            Quantiles.from_arrays(quantiles) if quantiles else None,
         )

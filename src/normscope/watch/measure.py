@@ -58,7 +58,8 @@ class Sight:
     @cached_property
     def summary(self) -> Summary:
         """The summary of a fixed sample of the tensor, per channel where it has channels."""
-        return summary_of(self.tensor, self.site.channel_axis)
+        quantiles = self.mode == "probe" and self.site.what in ("input", "output")
+        return summary_of(self.tensor, self.site.channel_axis, quantiles=quantiles)
 
 
 @dataclass

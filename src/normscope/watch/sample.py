@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, reduce
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from normscope.stats import compiled
 from normscope.stats.batch import summarize
 from normscope.stats.digest import Digest
+from normscope.stats.quantiles import Quantiles
 from normscope.stats.sample import strided
 from normscope.stats.summary import Summary
 from normscope.stats.values import exact
@@ -25,6 +26,10 @@ ELEMENTS = 32768
 
 The same elements are read at every probe, so this error is the same each time and no change between probes comes of it.
 """
+
+
+CELLS = 512
+"""How many cells of a channel its quantiles are told from: enough for a tenth of them to be known to a seventh."""
 
 
 class Row(NamedTuple):
@@ -114,18 +119,28 @@ def readable(tensor: Tensor | None) -> Tensor | None:
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
-def summary_of(tensor: Tensor, channel_axis: int | None) -> Summary:
-    """The summary of at most about `ELEMENTS` elements of `tensor`, the same ones each time; with every channel."""
+def summary_of(tensor: Tensor, channel_axis: int | None, *, quantiles: bool = False) -> Summary:
+    """The summary of at most about `ELEMENTS` elements of `tensor`, the same ones each time; with every channel.
+
+    quantiles: whether to tell the distribution of each channel as well, from at most about `CELLS` of its elements.
+    """
     size = tensor.numel()
     if channel_axis is None or not -tensor.ndim <= channel_axis < tensor.ndim or tensor.ndim < 2:
         digest = compiled.digest(tensor, ELEMENTS)
         return replace(Summary.of(strided(tensor, ELEMENTS)), size=size) if digest is None else digest.summary
     if compiled.serves(tensor) and tensor.shape[channel_axis] <= ELEMENTS:
         places = _places(tuple(tensor.shape), tensor.stride(), channel_axis % tensor.ndim)
-        both = compiled.digest_by_channel(tensor, places, tensor.shape[channel_axis])
-        if both is not None:
-            return replace(both[0].summary, channels=both[1])
-    return replace(Summary.of(rows_of(tensor, channel_axis), 1), size=size)
+        found = compiled.digest_by_channel(tensor, places, tensor.shape[channel_axis])
+        if found is not None:
+            digest, channels, rows = found
+            return replace(digest.summary, channels=channels, quantiles=_quantiles(rows) if quantiles else None)
+    rows = rows_of(tensor, channel_axis)
+    return replace(Summary.of(rows, 1), size=size, quantiles=_quantiles(rows) if quantiles else None)
+
+
+def _quantiles(rows: Any) -> Quantiles:
+    some = rows[:: max(1, len(rows) // CELLS)]
+    return Quantiles.of(some.float().cpu().numpy() if isinstance(some, Tensor) else some)
 
 
 def rows_of(tensor: Tensor, channel_axis: int, elements: int = ELEMENTS) -> Tensor:
