@@ -27,9 +27,10 @@ tests: $(READY)           ## the last line is pytest's own: N passed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src/normscope
 
-bench: $(READY)           ## forward and backward of every norm beside torch.nn; writes benchmarks/results
+bench: $(READY)           ## forward and backward of every norm and kernel beside torch; writes benchmarks/results
 	$(BIN)/python benchmarks/norms.py
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py --compile
+	$(BIN)/python benchmarks/kernels.py --fresh
 
 # torch first, under the constraints, so that nothing later pulls a CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -1,14 +1,19 @@
-"""Normalization with what stands beside it, forward and backward: ours, torch eager and torch.compile in one process.
+"""Kernels on the CPU, forward and backward: ours, torch eager and torch.compile, interleaved in one process.
 
-Multiples of the ideal: the time in which memory as fast as a measured copy moves what must be moved, five passes over
+Multiples of the ideal: the time in which memory as fast as a copy of 64 MB moves what must be moved, five passes over
 the tensor (read x, write y; read x and the gradient of y, write the gradient of x), seven with a residual. Medians over
-rounds in which the three take turns, with the least and the most. "kept" is what the forward pass keeps for the
-backward pass beside the parameters, in multiples of the input. The heap is reused unless `--fresh` (then the default
-allocator returns large tensors to the system, and each new one costs page faults).
+rounds in which the copy and all others take turns, with the least and the most; "kept" is what the forward pass keeps
+for the backward pass beside the parameters, in multiples of the input. Every offer is measured by itself; "ours" is the
+one that dispatch chooses, and the last column what it passed over. Bold: torch eager is faster by more than 3%.
 
-    python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--threads 2] [--seconds 120] [--out FOLDER]
+The heap is reused unless `--fresh` (then the default allocator returns large tensors to the system, and each new one
+costs page faults; the largest tensors alone, since only they feel it). torch.compile takes ten seconds to compile a
+case, so it stands in few rows.
 
-Rows are added to what the folder holds, and replaced where they are there, so that short calls add up.
+    python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--missing] [--seconds 75] [--out FOLDER]
+
+Rows are added to what the folder holds, and replaced where they are there, so that short calls add up. Afterwards
+`python benchmarks/fit_costs.py` writes the table by which dispatch chooses, and `--write` this page by that choice.
 """
 
 from __future__ import annotations
@@ -27,90 +32,81 @@ from typing import Any
 import torch
 
 import normscope as ns
+from normscope.kernels import dispatch, fused
 from normscope.kernels.offer import Operands, Problem
-from problems import Case
+from problems import OVER, Case, cases, lines_of
 
-SIZES = {"16 MB": (64, 64, 32, 32), "51 MB": (16, 256, 56, 56), "1 MB": (16, 16, 32, 32), "0.25 MB": (4, 64, 16, 16)}
-ROWS = {"16 MB": (8192, 512), "25 MB": (8192, 768), "1 MB": (512, 512)}
+SIZES = {"51 MB": (16, 256, 56, 56), "16 MB": (64, 64, 32, 32), "1 MB": (16, 16, 32, 32), "0.25 MB": (4, 64, 16, 16)}
+ROWS = {"25 MB": (8192, 768), "6 MB": (2048, 768), "1 MB": (512, 512), "0.25 MB": (128, 512)}
 HEAP = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "1000000000"}
+OFFERS = ("numba", "aten")
+WHO = ("ours", "torch", "compile")
+Found = dict[str, dict[str, Any]]
+_BYTES = 1 << 26
+_COPIED = torch.zeros(2, _BYTES // 4)
 
 
-def cases() -> Iterator[Case]:
-    """Every norm × activation and residual × size × dtype × memory that is worth a row."""
-    for size, shape in SIZES.items():
-        for dtype in ("float32", "bfloat16"):
-            for memory in ("contiguous", "channels_last"):
-                yield Case("batch", None, False, size, shape, dtype, memory)
-                yield Case("batch", "relu", False, size, shape, dtype, memory)
-                yield Case("batch", "relu", True, size, shape, dtype, memory)
-                if dtype == "float32":
-                    yield Case("batch", "silu", False, size, shape, dtype, memory)
-                    yield Case("batch", "gelu", False, size, shape, dtype, memory)
-                yield Case("group", "relu", False, size, shape, dtype, memory)
-                yield Case("instance", None, False, size, shape, dtype, memory)
-    for size, shape in ROWS.items():
-        for dtype in ("float32", "bfloat16"):
-            yield Case("layer", None, False, size, shape, dtype, "contiguous")
-            yield Case("layer", "gelu", False, size, shape, dtype, "contiguous")
-            yield Case("rms", None, False, size, shape, dtype, "contiguous")
+def every() -> Iterator[Case]:
+    return cases(SIZES, ROWS, ("float32", "bfloat16"))
+
+
+def is_large(case: Case) -> bool:
+    """Whether the default allocator asks the system for each such tensor; of usual layers."""
+    return case.size in ("51 MB", "25 MB") and case.activation in (None, "relu")
+
+
+def is_compiled(case: Case) -> bool:
+    """Whether torch.compile is measured too."""
+    usual = case.activation == (None if OVER[case.norm] in ("C", "S") else "relu") or case.norm == "batch"
+    return case.size in ("16 MB", "25 MB") and case.dtype == "float32" and usual and case.activation in (None, "relu")
+
+
+def problem_of(case: Case, leaves: list[torch.Tensor | None]) -> Problem:
+    assert leaves[0] is not None
+    return Problem.of(case.spec, Operands(leaves[0], *leaves[1:]))
 
 
 def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
-    """One row: milliseconds as (median, least, most), and what is kept."""
+    """One row: microseconds of forward and backward as (median, least, most), and what is kept."""
     leaves = case.operands()
     x = leaves[0]
     assert x is not None
-    upstream, plain, other = torch.randn_like(x), x.detach(), torch.empty_like(x)
+    upstream = torch.randn_like(x)
+    wanted = [leaf for leaf in leaves if leaf is not None]
 
-    def step(function: Callable[..., torch.Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            function(*leaves).backward(upstream)
+    def by(offer: str) -> Callable[..., torch.Tensor]:
+        def run(*these: Any) -> torch.Tensor:
+            with ns.kernels.using(offer):
+                return case.by_us(*these)
 
         return run
 
-    # our kernel, even where dispatch avoids it: that is what the table of costs is made of
-    problem = Problem.of(case.spec, Operands(x, *leaves[1:]))
-    kernels = [offer.name for offer in ns.kernels.dispatch.fused.OFFERS if offer.run is None]
-    served = [o for o in ns.kernels.dispatch.fused.OFFERS if o.run is None and o.supports(problem) is None]
+    def step(function: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(function(*leaves), wanted, upstream)
 
-    def forced(*these: Any) -> torch.Tensor:
-        with ns.kernels.using(served[0].name):
-            return case.by_us(*these)
-
-    runs: dict[str, Callable[[], Any]] = {"copy": lambda: other.copy_(plain), "torch": step(case.by_torch)}
-    if served and kernels:
-        runs["kernel"] = step(forced)
-    runs["ours"] = step(case.by_us)
+    problem = problem_of(case, leaves)
+    served = {offer.name for offer in fused.OFFERS if offer.refuses(problem) is None}
+    functions = {"torch": case.by_torch} | {name: by(name) for name in OFFERS if name in served}
+    row: dict[str, Any] = {f"{name}_kept": round(kept(function, leaves), 3) for name, function in functions.items()}
     if compiled:
         torch._dynamo.reset()
-        runs["compile"] = step(torch.compile(case.by_torch))
+        functions["compile"] = torch.compile(case.by_torch)
+    runs = {name: step(function) for name, function in functions.items()}
+    runs["copy"] = lambda: _COPIED[0].copy_(_COPIED[1])
     spent: dict[str, list[float]] = {name: [] for name in runs}
-    repeats = max(1, (1 << 20) // x.numel())
+    repeats = dict.fromkeys(runs, max(1, (1 << 20) // x.numel())) | {"copy": 1}
     for turn in range(rounds + 2):
-        for name, run in runs.items():
-            for leaf in leaves:
-                if leaf is not None:
-                    leaf.grad = None
+        for name in (*list(runs)[turn % len(runs) :], *list(runs)[: turn % len(runs)]):
             start = time.perf_counter()
-            for _ in range(repeats):
-                run()
-                for leaf in leaves:
-                    if leaf is not None:
-                        leaf.grad = None
+            for _ in range(repeats[name]):
+                runs[name]()
             if turn > 1:  # the first turns compile, and fetch the heap
-                spent[name].append((time.perf_counter() - start) / repeats * 1e3)
-    row: dict[str, Any] = {
-        name: [statistics.median(values), min(values), max(values)] for name, values in spent.items()
-    }
-    row |= {
-        f"{name}_kept": kept(case, function, leaves)
-        for name, function in (("torch", case.by_torch), ("ours", case.by_us))
-    }
-    row["choice"] = ns.kernels.explain(case.spec, plain, residual=leaves[3]).choice
-    return row
+                spent[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
+    told = {name: (statistics.median(values), min(values), max(values)) for name, values in spent.items()}
+    return {"case": case} | {name: [float(f"{value:.4g}") for value in three] for name, three in told.items()} | row
 
 
-def kept(case: Case, function: Callable[..., torch.Tensor], leaves: list[Any]) -> float:
+def kept(function: Callable[..., torch.Tensor], leaves: list[Any]) -> float:
     """Bytes kept from forward to backward, in multiples of the input's; what is the output itself counts too."""
     seen: dict[int, int] = {}
     skip = {leaf.data_ptr() for leaf in leaves[1:3] if leaf is not None}
@@ -125,55 +121,88 @@ def kept(case: Case, function: Callable[..., torch.Tensor], leaves: list[Any]) -
     return sum(seen.values()) / (leaves[0].numel() * leaves[0].element_size())
 
 
-def written(found: dict[str, Any], about: str) -> str:
-    """The table."""
-    lines = [f"# Kernels: forward and backward\n\n{about}\n\n{(__doc__ or '').split(chr(10), 1)[1].strip()}\n"]
-    heads = ["case", "copy GB/s", "ours", "kernel", "torch", "compile", "torch / ours", "kept", "torch kept", "choice"]
-    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for case in cases():
+def chosen(found: Found) -> dict[Case, dict[str, Any]]:
+    """The rows in their order, each with "choice", the offer that dispatch takes today, and its figures as "ours"."""
+    rows = {}
+    for case in every():
         row = found.get(case.name)
-        if row is None:
-            continue
-        ideal = row["copy"][0] / 2 * sum(case.passes)
-        told = [case.name, f"{2 * case.bytes / row['copy'][0] / 1e6:.0f}"]
-        for name in ("ours", "kernel", "torch", "compile"):
-            said = row.get(name)
-            told.append("" if said is None else f"{said[0] / ideal:.2f} ({said[1] / ideal:.2f}–{said[2] / ideal:.2f})")
+        if row is not None:
+            memory = "contiguous" if OVER[case.norm] == "C" else case.memory
+            problem = Problem(
+                case.spec, case.shape, getattr(torch, case.dtype), memory, weight=True, bias=case.norm != "rms",
+                residual=case.residual, grad=True,
+            )  # fmt: skip
+            choice = dispatch.choose(problem).name
+            rows[case] = row | {"choice": choice, "ours": row[choice], "ours_kept": row[f"{choice}_kept"]}
+    return rows
+
+
+def multiple(row: dict[str, Any], case: Case, name: str) -> list[float]:
+    """Median, least and most as multiples of the ideal."""
+    ideal = row["copy"][0] * sum(case.passes) * case.bytes / (2 * _BYTES)
+    return [value / ideal for value in row[name]]
+
+
+def written(rows: dict[Case, dict[str, Any]], about: str) -> str:
+    """The page."""
+    ratios = [row["torch"][0] / row["ours"][0] for row in rows.values()]
+    passed = sum(row["choice"] == "aten" and "numba" in row for row in rows.values())
+    lines = ["# Kernels: forward and backward", "", about, "", (__doc__ or "").split("\n", 1)[1].strip(), ""]
+    lines += [
+        f"{len(ratios)} rows: ours is faster than torch eager by more than 3% in {sum(r > 1.03 for r in ratios)}, as "
+        f"fast in {sum(1 / 1.03 <= r <= 1.03 for r in ratios)}, slower in {sum(r < 1 / 1.03 for r in ratios)}; in "
+        f"{passed} dispatch leaves the kernel for ATen's.",
+        "",
+    ]
+    heads = ["case", "copy GB/s", *WHO, "torch / ours", "kept", "torch kept", "choice", "passed over"]
+    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for case, row in rows.items():
+        told = [case.name, f"{2 * _BYTES / row['copy'][0] / 1e3:.0f}"]
+        told += [three(multiple(row, case, name)) if name in row else "" for name in WHO]
         ratio = row["torch"][0] / row["ours"][0]
-        told += [f"{ratio:.2f}" if ratio >= 0.97 else f"**{ratio:.2f}**"]
+        told += [f"{ratio:.2f}" if ratio >= 1 / 1.03 else f"**{ratio:.2f}**"]
         told += [f"{row['ours_kept']:.1f}", f"{row['torch_kept']:.1f}", row["choice"]]
-        lines.append("| " + " | ".join(told) + " |")
+        over = [
+            f"{name} {multiple(row, case, name)[0]:.2f}" for name in OFFERS if name in row and name != row["choice"]
+        ]
+        lines.append("| " + " | ".join([*told, ", ".join(over)]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def drawn(found: dict[str, Any], out: Path) -> None:
-    """Bars of the multiples of ideal, where altair is installed."""
-    try:
-        import altair
-    except ImportError:
-        return
-    bars = [
-        {"case": case.name, "what": name, "× ideal": min(25.0, row[name][0] / (row["copy"][0] / 2 * sum(case.passes)))}
-        for case in cases()
-        if (row := found.get(case.name)) and case.size in ("16 MB", "51 MB", "25 MB")
-        for name in ("ours", "torch", "compile")
-        if name in row
+def three(values: list[float]) -> str:
+    median, least, most = values
+    return f"{median:.2f} ({least:.2f}–{most:.2f})"
+
+
+def drawn(rows: dict[Case, dict[str, Any]], out: Path) -> None:
+    """Multiples of the ideal of the largest tensors: the median and the range."""
+    import altair
+
+    values = [
+        {"what": case.name.split(",")[0], "how": f"{case.dtype}, {case.memory}", "who": name}
+        | dict(zip(("median", "least", "most"), multiple(row, case, name)))
+        for case, row in rows.items()
+        if case.size in (next(iter(SIZES)), next(iter(ROWS)))
+        for name in WHO[:2]
     ]
-    chart = altair.Chart(altair.Data(values=bars)).mark_bar().encode(
-        x=altair.X("× ideal:Q"), y=altair.Y("case:N", sort=None, title=None), yOffset="what:N", color="what:N"
-    )  # fmt: skip
-    chart.properties(width=500).save(str(out))
+    axis = altair.X("median:Q", scale=altair.Scale(type="log"), title="× ideal")
+    what = altair.Y("what:N", sort=None, title=None)
+    chart = altair.Chart(altair.Data(values=values)).encode(y=what, color=altair.Color("who:N", title=None))
+    layers = chart.mark_rule().encode(x=altair.X("least:Q", title="× ideal"), x2="most:Q")
+    layers = layers + chart.mark_point(filled=True, size=45, opacity=1).encode(x=axis)
+    layers.properties(width=230).facet(altair.Facet("how:N", title=None, sort=None), columns=2).save(str(out))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rows whose name holds this text, or all of these words")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only", default="", help="rows whose name holds all of these words")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, where a row is of usual size")
     parser.add_argument("--fresh", action="store_true", help="the default allocator")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so long")
     parser.add_argument("--missing", action="store_true", help="only rows that the folder does not hold yet")
+    parser.add_argument("--write", action="store_true", help="measure nothing, only write the page")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     if not options.fresh and any(os.environ.get(name) != value for name, value in HEAP.items()):
@@ -181,33 +210,40 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     stem = "kernels-cpu-fresh" if options.fresh else "kernels-cpu"
     path = options.out / f"{stem}.json"
-    found = json.loads(path.read_text())["rows"] if path.exists() else {}
-    about = f"{chip()}, torch {torch.__version__}, {options.threads} threads of {os.cpu_count()} cores"
+    held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    found: Found = held["rows"]
+    heap = "the default allocator" if options.fresh else "a reused heap"
+    machine = f"{chip()}, torch {torch.__version__}, {options.threads} threads of {os.cpu_count()} cores, {heap}"
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    for case in cases():
-        wanted = all(word in case.name for word in options.only.split()) or options.only in case.name
-        if not wanted or (options.missing and case.name in found) or time.perf_counter() - start > options.seconds:
+    for case in () if options.write else every():
+        compiled = options.compile and is_compiled(case)
+        old = found.get(case.name, {})
+        if not all(word in case.name for word in options.only.split()) or (options.fresh and not is_large(case)):
             continue
-        row = measured(case, options.compile, options.rounds)
-        if "compile" not in row and "compile" in found.get(case.name, {}):
-            row["compile"] = found[case.name]["compile"]
-        found[case.name] = row
-        ideal = row["copy"][0] / 2 * sum(case.passes)
-        said = {name: f"{row[name][0] / ideal:.2f}" for name in ("ours", "kernel", "torch", "compile") if name in row}
-        print(f"{case.name}: {said}, {row['choice']}", flush=True)
-        path.write_text(json.dumps({"machine": about, "rows": found}, indent=0) + "\n")  # what a stop leaves
-    told = f"{about}, load {os.getloadavg()[0]:.1f}."
-    (options.out / f"{stem}.md").write_text(written(found, told))
-    drawn(found, options.out / f"{stem}.svg")
+        if options.missing and old and ("compile" in old or not compiled):
+            continue
+        if time.perf_counter() - start > options.seconds:
+            print("There is more to measure.")
+            break
+        row = measured(case, compiled, options.rounds)
+        found[case.name] = ({"compile": old["compile"]} if "compile" in old else {}) | row
+        said = {name: f"{multiple(row, case, name)[0]:.2f}" for name in ("torch", *OFFERS, "compile") if name in row}
+        print(f"{case.name}: {said}", flush=True)
+        held = {"machine": machine, "device": "cpu", "fresh": options.fresh, "rows": found}
+        path.write_text(lines_of(held))  # what a stop leaves
+    rows = chosen(found)
+    (options.out / f"{stem}.md").write_text(written(rows, held["machine"] + "."))
+    drawn(rows, options.out / f"{stem}.svg")
 
 
 def chip() -> str:
-    """The processor by its name."""
+    """The processor by its name, and what it can do at once."""
     if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        text = Path("/proc/cpuinfo").read_text()
+        for line in text.splitlines():
             if line.startswith("model name"):
-                return line.split(":")[1].strip()
+                return line.split(":")[1].strip() + " with AVX-512" * ("avx512f" in text)
     return platform.processor() or platform.machine()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 import normscope as ns
 
 OVER = {"batch": "NS", "group": "CS", "instance": "S", "layer": "C", "rms": "C"}
+TAILS = ((None, False), ("relu", False), ("relu", True), ("silu", False), ("gelu", False))  # activation, residual
+Sizes = Mapping[str, tuple[int, ...]]
 _GROUPS = 32
 
 
@@ -87,3 +91,21 @@ class Case(NamedTuple):
     def by_us(self, x: Any, weight: Any, bias: Any, residual: Any) -> Tensor:
         """Ours, by whichever offer is chosen or forced."""
         return ns.functional.normalize(x, self.spec, weight=weight, bias=bias, residual=residual)
+
+
+def cases(images: Sizes, rows: Sizes, dtypes: tuple[str, ...]) -> Iterator[Case]:
+    """Every norm × what follows × size × dtype × memory; layer and RMS norm take rows, the others images."""
+    for norm, over in OVER.items():
+        memories = ("contiguous",) if over == "C" else ("contiguous", "channels_last")
+        for activation, residual in TAILS:
+            for size, shape in (rows if over == "C" else images).items():
+                for dtype in dtypes:
+                    for memory in memories:
+                        yield Case(norm, activation, residual, size, shape, dtype, memory)
+
+
+def lines_of(held: dict[str, Any]) -> str:
+    """JSON with one line a row."""
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in held["rows"].items())
+    head = json.dumps({name: value for name, value in held.items() if name != "rows"})
+    return f'{head[:-1]}, "rows": {{\n{rows}\n}}}}\n'

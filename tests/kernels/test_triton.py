@@ -120,9 +120,9 @@ def test_two_runs_give_the_same_bits():
 
 def test_what_is_refused_is_said_in_words(monkeypatch):
     problem = Problem(spec("NS"), (4, 6, 5, 5), F32, device="cuda", weight=True, bias=True)
-    served = {offer: offer.supports(problem) for part in (channels, groups, rows) for offer in part.OFFERS}
+    served = {offer: offer.refuses(problem) for part in (channels, groups, rows) for offer in part.OFFERS}
     assert list(served.values()).count(None) == 1
-    supports = channels.OFFERS[0].supports
+    supports = channels.OFFERS[0].refuses
     assert supports(problem._replace(dtype=F64)) == "it computes float32, bfloat16 and float16, not float64"
     assert supports(problem._replace(mask=True)) == "it counts all cells, masked or not"
     assert supports(problem._replace(shape=(0, 6, 5, 5))) == "the input is empty"

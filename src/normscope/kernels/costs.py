@@ -1,95 +1,77 @@
-"""What a forward and backward pass costs: the table that picks among offers, from runs of `benchmarks/kernels.py`.
+"""What a forward and backward pass costs: how dispatch reads the measured table, `cost_table`.
 
-The rows are rounded from a shared machine. A wrong one picks a slower offer, never another number.
+A wrong row picks a slower offer, never another number.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
 
-import torch
-
+from normscope.kernels.cost_table import COSTS
 from normscope.kernels.offer import Problem
 from normscope.terms.spec import NormSpec
 
 LEAST = 1 << 16  # below so many numbers no kernel beats ATen: the call itself is what costs
 
-
-class Cost(NamedTuple):
-    """Microseconds a call, and nanoseconds an element."""
-
-    call: float
-    element: float
-
-
-# (offer, device, family, memory, dtype) → forward + backward without activation; two threads of an EPYC with
-# AVX-512, torch 2.13. Memory is "channels_last" wherever the channels lie side by side.
-_LIES, _LAST = "contiguous", "channels_last"
-_F32, _BF16 = torch.float32, torch.bfloat16
-COSTS: dict[tuple[str, str, str, str, torch.dtype], Cost] = {
-    ("aten", "cpu", "NS", _LIES, _F32): Cost(45, 1.4),
-    ("aten", "cpu", "NS", _LAST, _F32): Cost(45, 0.6),
-    ("aten", "cpu", "NS", _LIES, _BF16): Cost(45, 1.0),
-    ("aten", "cpu", "NS", _LAST, _BF16): Cost(45, 0.65),
-    ("aten", "cpu", "CS", _LIES, _F32): Cost(45, 0.55),
-    ("aten", "cpu", "CS", _LAST, _F32): Cost(45, 1.0),
-    ("aten", "cpu", "CS", _LIES, _BF16): Cost(45, 0.6),
-    ("aten", "cpu", "CS", _LAST, _BF16): Cost(45, 6.0),
-    ("aten", "cpu", "S", _LIES, _F32): Cost(50, 1.15),
-    ("aten", "cpu", "S", _LAST, _F32): Cost(60, 2.1),
-    ("aten", "cpu", "S", _LIES, _BF16): Cost(50, 1.2),
-    ("aten", "cpu", "S", _LAST, _BF16): Cost(60, 2.5),
-    ("numba", "cpu", "NS", _LIES, _F32): Cost(190, 0.75),
-    ("numba", "cpu", "NS", _LAST, _F32): Cost(240, 0.8),
-    ("numba", "cpu", "NS", _LIES, _BF16): Cost(190, 0.6),
-    ("numba", "cpu", "NS", _LAST, _BF16): Cost(240, 0.7),
-    ("numba", "cpu", "CS", _LIES, _F32): Cost(190, 0.7),
-    ("numba", "cpu", "CS", _LAST, _F32): Cost(190, 0.8),
-    ("numba", "cpu", "CS", _LIES, _BF16): Cost(190, 0.6),
-    ("numba", "cpu", "CS", _LAST, _BF16): Cost(190, 0.7),
-    ("numba", "cpu", "S", _LIES, _F32): Cost(190, 0.7),
-    ("numba", "cpu", "S", _LAST, _F32): Cost(190, 0.8),
-    ("numba", "cpu", "S", _LIES, _BF16): Cost(190, 0.6),
-    ("numba", "cpu", "S", _LAST, _BF16): Cost(190, 0.8),
-}
-
-# what ATen's functions for the activation and for the residual sum add, each
-ADDED: dict[tuple[str, torch.dtype], Cost] = {("cpu", _F32): Cost(10, 0.65), ("cpu", _BF16): Cost(10, 0.35)}
+_SLOPED = {"leaky_relu": "relu"}  # what costs as much as another that was measured
 
 
 def gains(spec: NormSpec, given: bool) -> tuple[bool, bool]:
-    """Whether a kernel beats ATen alone on large float32 inputs on the CPU: on contiguous ones, and on others.
+    """Whether a kernel beats ATen alone on some float32 input on the CPU: a contiguous one, another one.
 
     Args:
         spec: over which axes.
         given: whether the statistics are given; a pass that only applies them is ATen's (1.2 to 2 times as fast).
     """
-    family = _family(spec)
-    installed = find_spec("numba") is not None
+    if given or find_spec("numba") is None:
+        return False, False
 
     def wins(memory: str) -> bool:
-        rows = {row[0]: cost.element for row, cost in COSTS.items() if row[1:] == ("cpu", family, memory, _F32)}
-        return installed and not given and "aten" in rows and min(rows.values()) < rows["aten"]
+        key = ("cpu", _family(spec), memory, "float32", "")
+        both = zip(COSTS.get(("numba", *key), ()), COSTS.get(("aten", *key), ()))
+        return any(ours[1] < theirs[1] for ours, theirs in both)
 
-    return wins(_LIES), wins(_LAST)
+    return wins("contiguous"), wins("channels_last")
+
+
+@lru_cache
+def measured(device: str) -> bool:
+    """Whether anything was measured on such a device."""
+    return any(key[1] == device for key in COSTS)
 
 
 def cost(name: str, problem: Problem) -> float | None:
     """Microseconds that the offer `name` is expected to take for a problem; None where nobody measured."""
     spec = problem.spec
-    key = (name, problem.device, _family(spec), _memory(problem), problem.dtype)
-    row = COSTS.get(key)
     applies_alone = problem.given and spec.activation is None and not problem.residual
-    if row is None or (applies_alone and name not in ("aten", "reference")):
+    if applies_alone and name != "aten":
         return None
-    call, element = row
-    if name in ("aten", "reference"):
-        kind = (problem.device, problem.dtype)
-        more = ADDED.get(kind, Cost(0, 0))
-        times = (spec.activation is not None) + problem.residual
-        call, element = call + times * more[0], element + times * more[1]
-    return call + element * problem.elements / 1e3
+    dtype = str(problem.dtype).removeprefix("torch.")
+    key = (name, problem.device, _family(spec), _memory(problem), dtype)
+    kind = _SLOPED.get(spec.activation or "", spec.activation or "")
+    points = COSTS.get((*key, kind)) or COSTS.get((*key, "relu"))
+    if points is None:
+        return None
+    found = _at(points, problem.elements)
+    if problem.residual:
+        with_sum, without = COSTS.get((*key, "relu + residual")), COSTS.get((*key, "relu"))
+        if with_sum is not None and without is not None:
+            found += _at(with_sum, problem.elements) - _at(without, problem.elements)
+    return found
+
+
+def _at(points: tuple[tuple[int, float], ...], elements: int) -> float:
+    """On the line between the measured points; before the first as much as there, behind the last in proportion."""
+    after = bisect_right(points, (elements, float("inf")))
+    if after == 0:
+        return points[0][1]
+    size, spent = points[after - 1]
+    if after == len(points):
+        return spent * elements / size
+    size_after, spent_after = points[after]
+    return spent + (spent_after - spent) * (elements - size) / (size_after - size)
 
 
 def _family(spec: NormSpec) -> str:

@@ -5,6 +5,7 @@ The choice changes no number but by rounding.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from normscope.kernels import fused
@@ -17,6 +18,8 @@ from normscope.terms.spec import NormSpec
 
 # the offers that torch differentiates, in the order in which they are tried where nothing was measured
 _PLAIN = tuple(offer for name in ("aten", "reference") for offer in fused.OFFERS if offer.name == name)
+_CHOSEN: dict[Problem, Offer] = {}  # looking at the table takes as long as a small kernel
+_MANY = 4096
 
 
 def normalized(
@@ -82,10 +85,20 @@ def choose(problem: Problem) -> Offer:
     name = forced()
     if name is not None:
         return _forced(name, problem)
+    if torch.compiler.is_compiling():  # sizes may be symbols
+        return _cheapest(problem)
+    if problem not in _CHOSEN:
+        if len(_CHOSEN) >= _MANY:
+            _CHOSEN.clear()
+        _CHOSEN[problem] = _cheapest(problem)
+    return _CHOSEN[problem]
+
+
+def _cheapest(problem: Problem) -> Offer:
     best, least = None, float("inf")
     for offer in fused.OFFERS:
         expected = cost(offer.name, problem)
-        if expected is not None and expected < least and offer.supports(problem) is None:
+        if expected is not None and expected < least and offer.refuses(problem) is None:
             best, least = offer, expected
     return _plain(problem) if best is None else best
 
@@ -103,7 +116,7 @@ def _computed(spec: NormSpec, operands: Operands, told: bool) -> tuple[Tensor, S
 
 def _plain(problem: Problem) -> Offer:
     for offer in _PLAIN:
-        if offer.supports(problem) is None:
+        if offer.refuses(problem) is None:
             return offer
     return _PLAIN[-1]
 
@@ -112,7 +125,7 @@ def _forced(name: str, problem: Problem) -> Offer:
     reasons = []
     for offer in fused.OFFERS:
         if offer.name == name:
-            reason = offer.supports(problem)
+            reason = offer.refuses(problem)
             if reason is None:
                 return offer
             reasons.append(reason)

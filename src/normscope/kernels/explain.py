@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels import dispatch, fused
-from normscope.kernels.costs import COSTS, LEAST, cost
+from normscope.kernels.costs import LEAST, cost, measured
 from normscope.kernels.force import forced
 from normscope.kernels.offer import Operands, Problem
 from normscope.terms.datum import Datum
@@ -101,7 +101,7 @@ def explain(
     problem = Problem.of(spec, operands)
     chosen = dispatch.choose(problem)
     seen = tuple(
-        Candidate(offer.name, offer.part, offer.supports(problem), cost(offer.name, problem), offer is chosen)
+        Candidate(offer.name, offer.part, offer.refuses(problem), cost(offer.name, problem), offer is chosen)
         for offer in fused.OFFERS
     )
     return Explanation(_in_words(problem), _why(problem), seen)
@@ -140,6 +140,6 @@ def _why(problem: Problem) -> str:
         return f'`using("{forced()}")` asks for it'
     if problem.elements < LEAST:
         return f"below {LEAST:,} numbers the call itself is what costs"
-    if problem.device == "cuda" and not any(device == "cuda" for _, device, *_ in COSTS):
+    if problem.device == "cuda" and not measured("cuda"):
         return 'nothing has been measured on CUDA yet, so it is torch\'s own; `using("triton")` asks for the other'
     return "it is the cheapest that serves, by the table of measured costs; without a row there, torch's own"

@@ -137,15 +137,15 @@ def _words(offer: Offer, problem: Problem) -> tuple[Any, ...]:
     spec = problem.spec
     over = "".join([axis for axis in "NCS" if axis in spec.over])
     return (
-        offer.name, offer.part, over, spec.groups, spec.layout, spec.center, spec.scale or "", spec.eps or 0.0,
-        spec.eps_place, spec.weight_offset, spec.cast, spec.activation or "",
+        offer.name, offer.part, over, spec.groups, spec.layout, spec.center, spec.scale or "",
+        -1.0 if spec.eps is None else spec.eps, spec.eps_place, spec.weight_offset, spec.cast, spec.activation or "",
     )  # fmt: skip
 
 
 def _told(words: tuple[Any, ...], operands: Operands, residual: bool) -> tuple[Offer, Problem]:
     name, part, over, groups, layout, center, scale, eps, eps_place, weight_offset, cast, activation = words
     spec = NormSpec(
-        over, "batch", "batch", groups, layout, center, scale or None, eps, eps_place,
+        over, "batch", "batch", groups, layout, center, scale or None, None if eps < 0 else eps, eps_place,
         weight_offset=weight_offset, cast=cast, activation=activation or None,
     )  # fmt: skip
     problem = Problem.of(spec, operands)._replace(residual=residual, grad=True)

@@ -178,7 +178,7 @@ class Offer:
     Attributes:
         name: the family that `using` names: "reference", "aten", "numba" or "triton".
         part: what it serves, in a word; (name, part) is unique.
-        supports: the reason, in words, why a problem is not served, or None where it is.
+        refuses: the reason, in words, why a problem is not served, or None where it is.
         run: (problem, operands) → output and, where told, the statistics, detached.
         forward: (problem, operands) → `Made`.
         backward: (problem, operands as kept, y as kept, what forward made, gradient of y) → `Gradients`. What
@@ -187,10 +187,20 @@ class Offer:
 
     name: str
     part: str
-    supports: Callable[[Problem], str | None]
+    refuses: Callable[[Problem], str | None]
     run: Run | None = None
     forward: Forward | None = None
     backward: Backward | None = None
+
+    def supports(self, spec: NormSpec, x: Tensor, **others: Tensor | None) -> str | None:
+        """Why this offer does not normalize `x` as described, in words; None where it does.
+
+        Args:
+            spec: the description, with the activation.
+            x: (N, C, *S), or (N, *S, C) where the description says channels last.
+            others: what else the call has, by the names of `Operands`: weight, bias, residual, mask, mean, var.
+        """
+        return self.refuses(Problem.of(spec, Operands(x, **others)))
 
 
 @functools.cache
