@@ -1,108 +1,147 @@
 """Planted faults and sound runs: is the cause named, the place, and does the first prescription cure?
 
 Every fault is trained, and counts only when it hurts and its known cure (the training without it) helps; every sound
-run counts only when it learns. A fault is right when the primary finding is one of its causes. A first prescription
-that a treatment can execute is applied to a fresh model, which is trained again; one in words is counted as a cure
-when the cause is right, since the known cure is what it says.
+run counts only when it learns. A fault is right when the primary finding is one of its causes; its place is right when
+the first site of that finding is one at which it was planted, or stands between that and the next layer with weights.
+A first prescription that a treatment can execute is applied to a fresh model, which is trained again; one in words is
+counted as a cure when the cause is right, since the known cure is what it says.
 
-Faults on the MLP and the convolutional net were looked at while rules were written ("seen"). Those on the residual net,
-the LSTM and the transformer, and all sound runs, were first run when the rules were done ("held out").
+Trainings are kept in a folder (record, last state, score), so that a changed rule is judged without training again, and
+a run that was broken off goes on. Each judgement is a line of rows.jsonl there.
 
-    python benchmarks/faults/bench.py [--only WORD] [--part 0/2] [--out FILE.json]
-    python benchmarks/faults/bench.py --table FILE.json [FILE.json …] > benchmarks/results/faults.md
+    python benchmarks/faults/bench.py --keep DIR [--data DIR] [--only WORD] [--part 0/2] [--train] [--mark NAME]
+    python benchmarks/faults/bench.py --keep DIR --page > benchmarks/results/faults.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shutil
 import sys
-import tempfile
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import images
 import torch
+from fault import Fault
 from healthy import runs
-from planted import FAULTS, Fault
-from scipy.stats import binomtest
+from page import page
+from planted import FAULTS
 from setups import SETUPS, Setup
-from torch import nn
+from training import ended, fingerprint, kept, probe, score, scored
 
 import normscope as ns
+from normscope.terms.site import Site
 
-HURTS = 0.75  # a spoiled run reaches at most this share of what the sound one does above chance
-GOOD = 0.85  # a sound run classifies at least this share right
-
-
-def trained(setup: Setup, seed: int, model: nn.Module | None = None, path: Path | None = None) -> dict[str, Any]:
-    """Train, under watch where a path is given; the score, and the watcher's diagnosis."""
-    model = setup.model(seed) if model is None else model
-    optimizer = setup.made(model)
-    inputs, targets = setup.samples()
-    probe = inputs[:64], targets[:64]
-    watcher = None
-    if path is not None:
-        watcher = ns.watch(model, optimizer, path, probe=probe, loss_fn=setup.loss, every=10, seed=seed)
-    model.train()
-    for chosen in setup.batches(targets, seed):
-        if setup.clears:
-            optimizer.zero_grad()
-        loss = setup.loss(model(inputs[chosen]), targets[chosen])
-        loss.backward()
-        if setup.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
-        optimizer.step()
-        if watcher:
-            watcher.loss(loss.item())
-    told: dict[str, Any] = {"score": score(setup, model)}
-    if watcher:
-        watcher.close()
-        told["diagnosis"] = ns.diagnose(watcher)
-    return told
+HURTS = 0.9  # a spoiled run scores at most this share of the sound one: two seeds of a sound one differ by 0.02
+LEARNS = 0.6  # of a run without the fault, from 0 for a constant to 1
+GOOD = 0.8  # of a run that is called sound
+Row = dict[str, Any]
 
 
-@torch.no_grad()
-def score(setup: Setup, model: nn.Module) -> float:
-    """From 0, as good as a constant, to 1: of held-out samples, in evaluation mode."""
-    model.eval()
-    inputs, targets = setup.held_out()
-    output = model(inputs)
-    if setup.score == "error":
-        value = 1 - torch.nn.functional.mse_loss(output, targets).item() / targets.var().item()
-    elif setup.score == "binary":
-        value = 2 * ((output > 0.5).float() == targets).float().mean().item() - 1
-    else:
-        value = ((output.argmax(1) == targets).float().mean().item() - 0.1) / 0.9
-    return max(0.0, value) if value == value else 0.0
+class Kept:
+    """A folder of trainings, scores and judgements."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self.mark = folder, mark
+        self.rows, self._scores = folder / (f"rows-{mark}.jsonl" if mark else "rows.jsonl"), folder / "scores.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def score(self, key: str, setup: Setup, make: Any = None) -> float:
+        """The score of an unwatched training, of the model that `make` makes."""
+        key = f"{fingerprint(setup)} {key}"
+        known = {one["key"]: one["score"] for one in lines(self._scores)}
+        if key not in known:
+            known[key] = scored(setup, 1, make() if make else None)
+            append(self._scores, {"key": key, "score": known[key]})
+        return known[key]
+
+    def place(self, kind: str, name: str) -> Path:
+        return self.folder / kind / "".join(one if one.isalnum() else "-" for one in name)
 
 
-def fault(one: Fault, where: str, folder: Path, sound: dict[str, float]) -> dict[str, Any]:
+def lines(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def append(file: Path, row: Row) -> None:
+    with file.open("a") as out:  # one write, so that parts that run beside each other do not mix
+        out.write(json.dumps(row) + "\n")
+
+
+def cases() -> Iterator[tuple[str, Fault | Setup, str]]:
+    """(name, fault or sound run, architecture) of everything that is there to run."""
+    for one in FAULTS:
+        for where in one.where:
+            yield f"{one.name} / {where}", one, where
+    for name, (one, _) in runs().items():
+        yield name, one, ""
+
+
+def of_cifar(case: tuple[str, Fault | Setup, str]) -> bool:
+    return "cifar" in case[0]
+
+
+def trained(case: tuple[str, Fault | Setup, str], store: Kept) -> None:
+    """Make what a case needs, without looking at it."""
+    name, one, where = case
+    if isinstance(one, Setup):
+        kept(one, 2, store.place("sound", name))
+        return
+    store.score("sound", one.sound(SETUPS[where]))
+    kept(one.plant(SETUPS[where]), 1, store.place("fault", name))
+
+
+def fault(name: str, one: Fault, where: str, store: Kept) -> Row:
     """One planted fault: trained, diagnosed, treated."""
-    base = one.sound(SETUPS[where])
-    sick = one.plant(SETUPS[where])
-    key = f"{where}/{one.name}"
-    best = sound.setdefault(key, trained(base, 1)["score"])
-    shutil.rmtree(folder, ignore_errors=True)
-    result = trained(sick, 1, path=folder)
-    found = result["diagnosis"]
+    sick, folder = one.plant(SETUPS[where]), store.place("fault", name)
+    best, got = store.score("sound", one.sound(SETUPS[where])), kept(sick, 1, folder)["score"]
+    found = diagnosed(sick, 1, folder)
     primary = found.primary
+    right = bool(primary and primary.name in one.causes)
     row = {
-        "kind": "fault", "name": one.name, "where": where, "half": half(where), "sound": best, "sick": result["score"],
-        "counts": best > 0.6 and result["score"] < HURTS * best, "primary": primary.name if primary else None,
+        "kind": "fault", "name": one.name, "where": where, "seen": where in one.seen, "sound": best, "sick": got,
+        "counts": best > LEARNS and got < HURTS * best, "primary": primary.name if primary else None,
         "findings": [f"{each.name}:{each.severity}" for each in found],
-        "detected": any(each.severity != "note" for each in found),
-        "right": bool(primary and primary.name in one.causes), "told": any(each.name in one.causes for each in found),
-        "faults": [str(each) for each in found.faults],
+        "detected": any(each.severity != "note" for each in found), "right": right,
+        "told": any(each.name in one.causes for each in found), "faults": [str(each) for each in found.faults],
     }  # fmt: skip
-    row["site"] = None if not one.sites else bool(primary and _named(primary.sites, one.sites))
-    row["cured"], row["act"] = cured(sick, primary, best, result["score"], row["right"])
+    wanted = around(one.sites(sick.model(1)), folder) if one.sites else []
+    places = [Site.parse(site).path for site in primary.sites] if primary else []
+    row["planted"], row["places"] = wanted[:6], places[:6]
+    row["place"] = None if not wanted else right and bool(places) and _is(places[0], wanted)
+    row["among"] = None if not wanted else right and any(_is(place, wanted) for place in places)
+    row["cured"], row["act"] = cured(sick, primary, best, got, right, store, folder)
     return row
 
 
-def cured(setup: Setup, primary: Any, best: float, before: float, right: bool) -> tuple[bool, str]:
+def diagnosed(setup: Setup, seed: int, folder: Path) -> Any:
+    """The diagnosis of a kept training, with its model at hand, as its watcher would give it."""
+    model, optimizer = ended(setup, seed, folder)
+    return ns.diagnose(folder / "run", model=model, probe=probe(setup), loss_fn=setup.loss, optimizer=optimizer)
+
+
+def around(paths: Any, folder: Path) -> list[str]:
+    """The paths, and what runs between each layer with weights among them and the next such layer."""
+    ran = sorted((site for site in ns.Record(folder / "run").sites if site.depth >= 0), key=lambda site: site.depth)
+    found, near = dict.fromkeys(paths), False
+    for site in (site for site in ran if site.what == "output" and site.role != "other"):
+        near = site.path in paths or (near and site.role != "producer")
+        if near:
+            found[site.path] = None
+    return list(found)
+
+
+def _is(place: str, wanted: list[str]) -> bool:
+    return any(place == one or place.startswith(f"{one}.") or one.startswith(f"{place}.") for one in wanted if one)
+
+
+def cured(
+    setup: Setup, primary: Any, best: float, before: float, right: bool, store: Kept, folder: Path
+) -> tuple[bool, str]:
     """Whether the first prescription helps at least halfway to the sound run, and what it was."""
     if primary is None or not primary.prescriptions:
         return False, ""
@@ -110,117 +149,64 @@ def cured(setup: Setup, primary: Any, best: float, before: float, right: bool) -
     if not first.treatment:
         return right, "words"
     inputs, targets = setup.samples()
+
+    def treated() -> torch.nn.Module:
+        return ns.treat(setup.model(1), first, data=(inputs[:256], targets[:256]), inplace=True).model
+
     try:
-        treated = ns.treat(setup.model(1), first, data=(inputs[:256], targets[:256]), inplace=True).model
         if first.treatment == "recalibrate":  # of the trained model
-            model = setup.model(1)
-            trained(setup, 1, model)
-            loader = [(inputs[at : at + 64], targets[at : at + 64]) for at in range(0, len(inputs) - 63, 64)]
-            after = score(setup, ns.recalibrate(model, loader).model)
+            at = [batch for batch, _ in zip(setup.batches(7), range(40))]
+            model = ns.recalibrate(ended(setup, 1, folder)[0], [(inputs[one], targets[one]) for one in at]).model
+            after = score(setup, model)
         else:
-            after = trained(setup, 1, treated)["score"]
+            after = store.score(repr(first), setup, treated)
     except Exception as error:
         return False, f"{first.treatment}: {type(error).__name__}"
     return after - before >= (best - before) / 2, first.treatment
 
 
-def healthy(setup: Setup, folder: Path) -> dict[str, Any]:
+def healthy(name: str, setup: Setup, store: Kept) -> Row:
     """One sound run, diagnosed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    result = trained(setup, 2, path=folder)
-    alarms = [f"{one.name}:{one.severity}" for one in result["diagnosis"] if one.severity != "note"]
+    folder = store.place("sound", name)
+    got = kept(setup, 2, folder)["score"]
+    found = diagnosed(setup, 2, folder)
     return {
-        "kind": "healthy", "name": setup.name, "half": "held out", "score": result["score"], "alarms": alarms,
-        "counts": result["score"] * 0.9 + 0.1 >= GOOD, "faults": [str(one) for one in result["diagnosis"].faults],
+        "kind": "sound", "name": name, "seen": runs()[name][1], "score": got, "counts": got >= GOOD,
+        "alarms": [f"{one.name}:{one.severity}" for one in found if one.severity != "note"],
+        "faults": [str(one) for one in found.faults],
     }  # fmt: skip
-
-
-def half(where: str) -> str:
-    """Whether faults of this architecture were looked at while rules were written."""
-    return "seen" if where in ("mlp", "conv") else "held out"
-
-
-def _named(sites: Any, wanted: tuple[str, ...]) -> bool:
-    return any(site.startswith(start) for site in sites for start in wanted)
-
-
-def share(rows: list[dict[str, Any]], name: str) -> str:
-    """So many of so many, with Wilson's interval."""
-    hits, count = sum(bool(row[name]) for row in rows), len(rows)
-    if not count:
-        return "–"
-    interval = binomtest(hits, count).proportion_ci(method="wilson")
-    return f"{hits}/{count} = {hits / count:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
-
-
-def table(files: list[str]) -> str:
-    """The results as a page."""
-    rows = [row for file in files for row in json.loads(Path(file).read_text())]
-    faults = [row for row in rows if row["kind"] == "fault"]
-    sound = [row for row in rows if row["kind"] == "healthy"]
-    for row in sound:
-        row["flagged"] = bool(row["alarms"])
-    lines = [
-        "# Planted faults and sound runs", "",
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, digits of scikit-learn. "
-        f"{len({row['name'] for row in faults})} types of fault on {len({row['where'] for row in faults})} "
-        f"architectures, {len(faults)} pairs; {len(sound)} sound runs. A pair counts when the fault hurts and its cure "
-        "helps, a sound run when it learns. Intervals are Wilson's, 95%.", "", (__doc__ or "").strip().split("\n\n")[2],
-        "", "| measure | seen | held out | all |", "| --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for title, name, of in (
-        ("detected", "detected", faults), ("primary cause right", "right", faults),
-        ("cause among the findings", "told", faults), ("first prescription cures", "cured", faults),
-        ("healthy runs flagged", "flagged", sound),
-    ):  # fmt: skip
-        counted = [row for row in of if row["counts"]]
-        parts = [[row for row in counted if row["half"] == which] for which in ("seen", "held out")]
-        lines.append(f"| {title} | {share(parts[0], name)} | {share(parts[1], name)} | {share(counted, name)} |")
-    lines += [
-        "",
-        "## Faults",
-        "",
-        "| fault | where | half | sound → sick | primary | right | first prescription | cures |",
-    ]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in faults:
-        marks = [("✓" if row[name] else "✗") if row["counts"] else "(does not hurt)" for name in ("right", "cured")]
-        lines.append(
-            f"| {row['name']} | {row['where']} | {row['half']} | {row['sound']:.2f} → {row['sick']:.2f} | "
-            f"{row['primary'] or '–'} | {marks[0]} | {row['act']} | {marks[1]} |"
-        )
-    lines += ["", "## Sound runs with a finding of warning or above, or that do not learn", ""]
-    lines += [
-        f"- {row['name']} ({row['half']}, score {row['score']:.2f}): {', '.join(row['alarms']) or 'no finding'}"
-        for row in sound
-        if row["alarms"] or not row["counts"]
-    ] or ["None."]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--keep", type=Path, required=True, help="the folder of trainings and judgements")
+    parser.add_argument("--data", type=Path, help="a folder with CIFAR-10 in parquet files")
+    parser.add_argument("--kind", choices=("fault", "sound"), default="", help="one kind of case only")
     parser.add_argument("--only", default="", help="names that hold this word")
     parser.add_argument("--part", default="0/1", help="every n-th case, from the k-th: k/n")
-    parser.add_argument("--out", default="faults.json")
-    parser.add_argument("--table", nargs="+", help="write the page of these results")
+    parser.add_argument("--train", action="store_true", help="train, and judge nothing yet")
+    parser.add_argument("--mark", default="", help="a name for these judgements, beside others in the same folder")
+    parser.add_argument("--page", action="store_true", help="write the page of what was judged")
     options = parser.parse_args()
-    if options.table:
-        sys.stdout.write(table(options.table))
+    store = Kept(options.keep, options.mark)
+    if options.page:
+        sys.stdout.write(page(lines(options.keep / "rows.jsonl"), lines(options.keep / "rows-first.jsonl")))
         return
     warnings.simplefilter("ignore")
+    images.CIFAR[:] = [options.data] if options.data else []
     first, parts = map(int, options.part.split("/"))
-    cases = [(one, where) for one in FAULTS for where in one.where] + [(one, "") for one in runs()]
-    cases = [case for case in cases if options.only in f"{case[1]}/{case[0].name}"][first::parts]
-    rows: list[dict[str, Any]] = []
-    sound: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for one, where in cases:
-            place = Path(folder) / "run"
-            row = fault(one, where, place, sound) if isinstance(one, Fault) else healthy(one, place)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            Path(options.out).write_text(json.dumps(rows, indent=1))
+    chosen = [case for case in cases() if options.only in case[0] and (options.data or not of_cifar(case))]
+    if options.kind:
+        chosen = [case for case in chosen if isinstance(case[1], Fault) == (options.kind == "fault")]
+    done = {row["case"] for row in lines(store.rows)}
+    for case in chosen[first::parts]:
+        name, one, where = case
+        if options.train:
+            trained(case, store)
+        elif name not in done:
+            start = time.process_time()
+            row = fault(name, one, where, store) if isinstance(one, Fault) else healthy(name, one, store)
+            append(store.rows, {"case": name, **row, "seconds": round(time.process_time() - start, 2)})
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""What is trained: five architectures, and everything of a training that a fault can spoil, on handwritten digits."""
+"""What is trained: five architectures on small images, and everything of a training that a fault can spoil."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from images import Images, cifar, digits
 from torch import Tensor, nn
 
 Builder = Callable[..., nn.Module]
 Change = Callable[[nn.Module], Any]
 Data = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loop = Literal["right", "never cleared", "cleared before the step", "accumulated", "autocast", "averaged"]
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,35 @@ class Setup:
     build: Builder
     shape: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    source: Callable[[], Images] = digits
     optimizer: str = "adam"
+    tuning: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer
     rate: float = 2e-3
+    schedule: Callable[[int], float] | None = None  # step → multiple of the rate
     batch: int = 64
-    steps: int = 220
+    steps: int = 200
     changes: tuple[Change, ...] = ()  # made to the model after it is built
     data: Data | None = None  # made of images of unit variance and their classes
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    score: str = "accuracy"
-    order: str = "shuffled"
-    each_step: Change | None = None
-    clears: bool = True  # whether gradients are set to zero
+    score: Literal["accuracy", "error", "binary", "copy"] = "accuracy"
+    order: Literal["shuffled", "sorted", "halves", "single"] = "shuffled"
+    loop: Loop = "right"
     trains: Callable[[nn.Module], Any] = nn.Module.parameters
     clip: float | None = None
 
     def but(self, **other: Any) -> Setup:
         """The same training but for these fields; `options` and `changes` are added to."""
-        if "options" in other:
-            other["options"] = {**self.options, **other["options"]}
+        for name in ("options", "tuning"):
+            if name in other:
+                other[name] = {**getattr(self, name), **other[name]}
         if "changes" in other:
             other["changes"] = (*self.changes, *other["changes"])
         return replace(self, **other)
+
+    @property
+    def kind(self) -> str:
+        """The architecture, whatever it is trained on."""
+        return self.name.split()[0]
 
     def model(self, seed: int) -> nn.Module:
         """A fresh model."""
@@ -57,48 +65,42 @@ class Setup:
 
     def made(self, model: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimizer for it."""
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
-        parameters = list(self.trains(model))
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.rate, momentum=0.9)
-        return kinds[self.optimizer](parameters, self.rate)
+        kinds = {
+            "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam,
+            "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad, "radam": torch.optim.RAdam,
+        }  # fmt: skip
+        tuning = {"momentum": 0.9, **self.tuning} if self.optimizer == "sgd" else self.tuning
+        return kinds[self.optimizer](list(self.trains(model)), self.rate, **tuning)
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets, for training."""
-        images, labels = digits()[0]
-        images, labels = self.data(images, labels) if self.data else (images, labels)
-        return images.reshape(len(images), *self.shape), labels
+        return self._made(self.source().train)
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets that training does not see."""
-        images, labels = digits()[1]
-        images, labels = self.data(images, labels) if self.data else (images, labels)
+        return self._made(self.source().held_out)
+
+    def _made(self, known: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = self.data(*known) if self.data else known
         return images.reshape(len(images), *self.shape), labels
 
-    def batches(self, labels: Tensor, seed: int) -> Iterator[Tensor]:
+    def batches(self, seed: int) -> Iterator[Tensor]:
         """Which samples each step takes."""
         generator = torch.Generator().manual_seed(seed)
-        number = len(labels)
-        for step in range(self.steps):
+        labels = self.source().train[1]
+        number, order = len(labels), torch.argsort(labels, stable=True)
+        for step in range(self.steps * (4 if self.loop == "accumulated" else 1)):
             if self.order == "shuffled":
                 yield torch.randint(number, (self.batch,), generator=generator)
             elif self.order == "sorted":
                 place = step * self.batch % (number - self.batch)
-                yield torch.argsort(digits()[0][1], stable=True)[place : place + self.batch]
+                yield order[place : place + self.batch]
+            elif self.order == "single":  # each batch holds one class, the classes at random
+                of = (labels == int(torch.randint(int(labels.max()) + 1, (), generator=generator))).nonzero()[:, 0]
+                yield of[torch.randint(len(of), (self.batch,), generator=generator)]
             else:  # halves: one domain, then the other
                 half = number // 2
                 yield torch.randint(half, (self.batch,), generator=generator) + (step % 2) * half
-
-
-@cache
-def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(inputs, labels) of 1,397 images for training and 400 held out; (n, 64), standardized as a whole."""
-    data, target = load_digits(return_X_y=True)
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(7))
-    images = torch.tensor(data, dtype=torch.float32)[order]
-    labels = torch.tensor(target)[order]
-    images = (images - images.mean()) / images.std()
-    return (images[:1397], labels[:1397]), (images[1397:], labels[1397:])
 
 
 def norm_of(kind: str | None, width: int, flat: bool) -> list[nn.Module]:
@@ -111,24 +113,35 @@ def norm_of(kind: str | None, width: int, flat: bool) -> list[nn.Module]:
         return [nn.GroupNorm(4, width)]
     if kind == "layer":
         return [nn.LayerNorm(width) if flat else nn.GroupNorm(1, width)]
+    if kind == "rms":
+        return [nn.RMSNorm(width)]
     return [nn.InstanceNorm2d(width, affine=True)]
 
 
-def mlp(depth=4, width=64, function=nn.ReLU, norm=None, outputs=10, end=None, before=None) -> nn.Module:
-    """`depth` hidden layers; `end` and `before` make a last activation and a layer before each norm."""
+def headed(inputs: int, width: int, outputs: int, norm: str | None, hidden: bool, before: Any = None) -> nn.Module:
+    """The layers behind a body: a single one, or with a hidden one, which a norm needs."""
+    if not (hidden or norm):
+        return nn.Linear(inputs, outputs)
+    hides = [nn.Linear(inputs, width), *([before()] if before else []), *norm_of(norm, width, flat=True), nn.ReLU()]
+    return nn.Sequential(*hides, nn.Linear(width, outputs))
+
+
+def mlp(depth=4, width=64, function=nn.ReLU, norm=None, inputs=64, outputs=10, end=None, before=None, after=None):
+    """`depth` hidden layers; `end` ends, `before` goes before each norm and `after` after each activation."""
     layers: list[nn.Module] = []
     for number in range(depth):
-        layers += [nn.Linear(64 if number == 0 else width, width), *([before()] if before else [])]
-        layers += [*norm_of(norm, width, flat=True), function()]
+        layers += [nn.Linear(inputs if number == 0 else width, width), *([before()] if before else [])]
+        layers += [*norm_of(norm, width, flat=True), function(), *([after()] if after else [])]
     return nn.Sequential(*layers, nn.Linear(width, outputs), *([end()] if end else []))
 
 
-def conv(depth=3, width=16, function=nn.ReLU, norm="batch", outputs=10, end=None, before=None) -> nn.Module:
+def conv(depth=3, width=16, function=nn.ReLU, norm="batch", inputs=1, outputs=10, end=None, before=None, after=None):
     """Convolutions of 3 × 3, pooled once, averaged at the end."""
     layers: list[nn.Module] = []
     for number in range(depth):
-        layers += [nn.Conv2d(1 if number == 0 else width, width, 3, padding=1), *([before()] if before else [])]
-        layers += [*norm_of(norm, width, flat=False), function(), *([nn.MaxPool2d(2)] if number == 1 else [])]
+        layers += [nn.Conv2d(inputs if number == 0 else width, width, 3, padding=1), *([before()] if before else [])]
+        layers += [*norm_of(norm, width, flat=False), function(), *([after()] if after else [])]
+        layers += [nn.MaxPool2d(2)] if number == 1 else []
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, outputs), *([end()] if end else [])
     )
@@ -137,9 +150,12 @@ def conv(depth=3, width=16, function=nn.ReLU, norm="batch", outputs=10, end=None
 class Residual(nn.Module):
     """Blocks of two convolutions around a shortcut."""
 
-    def __init__(self, depth=3, width=16, function=nn.ReLU, norm="batch", outputs=10, end=None, before=None) -> None:
+    def __init__(
+        self, depth=3, width=16, function=nn.ReLU, norm="batch", inputs=1, outputs=10, end=None, before=None,
+        hidden=False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.stem = nn.Conv2d(inputs, width, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 *norm_of(norm, width, False), function(), nn.Conv2d(width, width, 3, padding=1),
@@ -149,7 +165,7 @@ class Residual(nn.Module):
             for _ in range(depth)
         )  # fmt: skip
         self.last = nn.Sequential(*norm_of(norm, width, False), function(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.head, self.end = nn.Linear(4 * width, outputs), end() if end else nn.Identity()
+        self.head, self.end = headed(4 * width, 32, outputs, None, hidden), end() if end else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -161,11 +177,14 @@ class Residual(nn.Module):
 class Recurrent(nn.Module):
     """Rows of the image as a sequence."""
 
-    def __init__(self, width=48, kind="lstm", layers=1, outputs=10, end=None) -> None:
+    def __init__(
+        self, width=48, kind="lstm", layers=1, inputs=8, outputs=10, end=None, norm=None, hidden=False, before=None
+    ) -> None:
         super().__init__()
         kinds = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-        self.body = kinds[kind](8, width, layers, batch_first=True)
-        self.head, self.end = nn.Linear(width, outputs), end() if end else nn.Identity()
+        self.body = kinds[kind](inputs, width, layers, batch_first=True)
+        self.head = headed(width, width, outputs, norm, hidden, before)
+        self.end = end() if end else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.head(self.body(x)[0][:, -1]))
@@ -174,12 +193,17 @@ class Recurrent(nn.Module):
 class Tokens(nn.Module):
     """Rows of the image as tokens of a transformer encoder."""
 
-    def __init__(self, width=32, layers=2, first=True, outputs=10, end=None, function="gelu") -> None:
+    def __init__(
+        self, width=32, layers=2, first=True, inputs=8, outputs=10, end=None, function="gelu", norm=None, hidden=False,
+        before=None, dropout=0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.embed, self.place = nn.Linear(8, width), nn.Parameter(torch.randn(8, width) * 0.1)
-        layer = nn.TransformerEncoderLayer(width, 4, 64, 0.0, activation=function, batch_first=True, norm_first=first)
+        self.embed, self.place = nn.Linear(inputs, width), nn.Parameter(torch.randn(8, width) * 0.1)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 64, dropout, activation=function, batch_first=True, norm_first=first
+        )
         self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
+        self.norm, self.head = nn.LayerNorm(width), headed(width, width, outputs, norm, hidden, before)
         self.end = end() if end else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,8 +215,13 @@ SETUPS = {
     for one in (
         Setup("mlp", mlp, (64,)),
         Setup("conv", conv, (1, 8, 8), rate=4e-3),
-        Setup("residual", Residual, (1, 8, 8), rate=4e-3, steps=160),
+        Setup("residual", Residual, (1, 8, 8), {"depth": 2}, rate=4e-3, steps=150),
         Setup("lstm", Recurrent, (8, 8), rate=1e-2),
-        Setup("transformer", Tokens, (8, 8), rate=3e-3),
+        Setup("transformer", Tokens, (8, 8), rate=3e-3, steps=180),
+        Setup("conv cifar", conv, (3, 16, 16), {"inputs": 3, "outputs": 2}, cifar, rate=4e-3, steps=150, batch=48),
+        Setup(
+            "residual cifar", Residual, (3, 16, 16), {"inputs": 3, "outputs": 2, "depth": 2, "width": 12}, cifar,
+            rate=4e-3, steps=120, batch=48,
+        ),
     )
-}
+}  # fmt: skip
