@@ -64,6 +64,7 @@ class FixedBatch:
         self._replica.refresh()
         with _apart(self._replica.model, None, seed):
             self.sites: tuple[Site, ...] = sites(self._replica.model, probe.detached())
+        self.rest()
         self._plan = Plan.of(self._replica.model, self.sites)
         self._compares = any(measure.compares_batches for measure in self._measures) and any(
             site.spec is not None and "N" in site.spec.over for site in self.sites
@@ -79,6 +80,15 @@ class FixedBatch:
     def fits(self) -> bool:
         """Whether the live model still is the model that was copied."""
         return self._replica.fits
+
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether another process tells the same parameters of a model that is split over processes."""
+        return self._replica.meeting is not None and not self._replica.meeting.is_first
+
+    def rest(self) -> None:
+        """Let go of what was gathered of a model that is split over processes, after each use."""
+        self._replica.rest()
 
     def run(
         self, step: int, *, held: Tensor | None = None, scale: float = 1.0, batch: Probe | None = None

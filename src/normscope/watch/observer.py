@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import inf, nan
 from typing import Any
@@ -26,6 +26,7 @@ from normscope.watch.measure import Measure
 from normscope.watch.plan import Plan
 from normscope.watch.sample import Row, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
+from normscope.watch.shards import NobodyCame, lower_precision
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update, unscaled
 
@@ -77,7 +78,7 @@ class Observer:
         """A sampled step begins, with a forward pass on `args` and `kwargs` if they are given."""
         self.step = step
         if self._begun is not None:
-            self._guard("experiments", self._conclude, *self._begun, step=step)
+            self._guard("experiments", self._with_all, self._conclude, *self._begun, step=step)
         batch = Probe(args, kwargs) if args or kwargs else None
         if batch is not None and self._batch_size is None and (size := batch.batch_size):
             self._batch_size = size
@@ -89,11 +90,22 @@ class Observer:
         self._owed |= due.probe  # until there is a batch to run
         if self._owed and self._fixed is not None:
             self._owed = False
-            self._guard("fixed batch", self._run_fixed, step, self._fixed, batch, step=step)
+            self._guard("fixed batch", self._with_all, self._run_fixed, step, self._fixed, batch, step=step)
         if due.experiment and self._fixed is not None and self._experiments:
-            self._guard("experiments", self._begin_experiments, step, self._fixed, step=step)
+            self._guard("experiments", self._with_all, self._begin_experiments, step, self._fixed, step=step)
         if due.live and self._plan is not None:
             self._update = self._guard("update", Update, self._plan, step=step)
+
+    def _with_all(self, act: Callable[..., None], *args: Any) -> None:
+        """``act(*args)``, which runs the fixed batch: for the last time, where a process stays away that has a part."""
+        try:
+            act(*args)
+        except NobodyCame as error:
+            self._fixed = self._begun = None
+            self._journal.say(f"There is no fixed batch from here on. {error}", step=self.step, warn=True)
+        finally:
+            if self._fixed is not None:
+                self._fixed.rest()
 
     @property
     def owes(self) -> bool:
@@ -206,11 +218,16 @@ class Observer:
             say(f"Compiled parts call no hooks; these are watched on the fixed batch alone: {', '.join(plan.compiled)}")
         if not plan.places:
             say("The model has no trainable parameters.")
+        precision = None if fixed is None else lower_precision(self._model)
+        if precision is not None:
+            say(f"fully_shard trains in {precision}; the fixed batch runs in the precision of the parameters.")
         if fixed is not None and fixed.hooks_left_out:
             say(f"The fixed batch runs without the {fixed.hooks_left_out} hooks that stand on the model.")
 
     def _run_fixed(self, step: int, fixed: FixedBatch, batch: Probe | None) -> None:
         readings = fixed.run(step, held=self._held, scale=self._scale if _in_half() else 1.0, batch=batch)
+        if self._replicated or fixed.is_one_of_many:  # of parameters the first process tells
+            readings = [reading for reading in readings if reading.site is None or not reading.site.name]
         self._journal.readings(step, readings)
         self._journal.know(probe_gradient=fixed.gradient)
         if fixed.trouble is not None:

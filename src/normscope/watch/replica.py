@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from normscope.terms.errors import ModelError
 from normscope.watch.hooks import Hook
+from normscope.watch.shards import LIMIT, Meeting, class_of, is_sharded, whole
 
 _HOOKS = (
     "_forward_hooks",
@@ -39,10 +40,12 @@ class Replica:
 
     Hooks that users put on the model are not copied, those of `torch.nn.utils` (weight normalization, pruning) are:
     they are part of what the model computes. Compiled parts are copied uncompiled, synchronized norms as local ones.
+    Of a model that is split over processes the copy is whole between `refresh` and `rest`, in each of them.
 
     Attributes:
         model: the copy.
         hooks_left_out: how many hooks on the forward pass the copy does without.
+        meeting: of the processes that the model is split over; None where it is not.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -52,8 +55,9 @@ class Replica:
         self._live = model
         self.hooks_left_out = sum(_own_hooks(module) for module in model.modules())
         _refuse(model)
+        self.meeting = Meeting.of(model)
         try:
-            self.model: nn.Module = copy.deepcopy(model, _memo(model))
+            self.model: nn.Module = _copied(model)
         except Exception as error:
             raise ModelError(
                 f"{type(model).__name__} was to be copied for the fixed batch, and cannot be.",
@@ -72,13 +76,38 @@ class Replica:
         return [id(live) for live, _ in self._pairs] == [id(module) for module in self._live.modules()]
 
     def refresh(self) -> None:
-        """Take over what the live model holds now; gradients are cleared."""
+        """Take over what the live model holds now; gradients are cleared.
+
+        Raises:
+            NobodyCame: a process that holds a part of the model stayed away.
+        """
+        if self.meeting is not None:
+            self.meeting.agree()
         with torch.no_grad():
             for live, twin in self._pairs:
                 twin.training = live.training
                 _take_numbers(live, twin)
                 _take_parameters(live, twin)
                 _take_buffers(live, twin)
+
+    def rest(self) -> None:
+        """Let go of what was gathered."""
+        if self.meeting is not None:
+            for twin in self.model.modules():
+                for parameter in twin._parameters.values():
+                    if parameter is not None:
+                        parameter.data = parameter.data.new_empty(0)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    memo = _memo(model)
+    sharded = [module for module in model.modules() if class_of(module) is not type(module)]
+    for module in sharded:  # these refuse to be copied: what stands in for them is made first, and filled then
+        kind = class_of(module)
+        memo[id(module)] = kind.__new__(kind)
+    for module in sharded:
+        memo[id(module)].__dict__.update(copy.deepcopy(module.__dict__, memo))
+    return copy.deepcopy(model, memo)
 
 
 def _memo(model: nn.Module) -> dict[int, Any]:
@@ -87,13 +116,16 @@ def _memo(model: nn.Module) -> dict[int, Any]:
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in memo:
-                memo[id(parameter)] = _alias(parameter)
+                memo[id(parameter)] = _empty(parameter) if is_sharded(parameter) else _alias(parameter)
         for name in _HOOKS:
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()
         memo[id(module._forward_pre_hooks)] = OrderedDict(
             (key, hook) for key, hook in module._forward_pre_hooks.items() if _is_of_torch(hook)
         )
+        for name, value in module.__dict__.items():
+            if name.startswith("__composable_api_"):  # what `fully_shard` knows of it
+                memo[id(value)] = OrderedDict()
         for value in _contained(module.__dict__):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
@@ -101,16 +133,24 @@ def _memo(model: nn.Module) -> dict[int, Any]:
 
 
 def _alias(parameter: Parameter) -> Parameter:
-    return Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return Parameter(whole(parameter), requires_grad=parameter.requires_grad)
+
+
+def _empty(parameter: Parameter) -> Parameter:
+    return Parameter(parameter.new_empty(0), requires_grad=parameter.requires_grad)
 
 
 def _is_of_torch(hook: Any) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")
 
 
+def _is_of_processes(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("torch.distributed")
+
+
 def _own_hooks(module: nn.Module) -> int:
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return sum(not _is_of_torch(hook) and not isinstance(hook, Hook) for hook in hooks)
+    return sum(not (_is_of_torch(hook) or _is_of_processes(hook) or isinstance(hook, Hook)) for hook in hooks)
 
 
 def _contained(values: Any, depth: int = 4) -> Iterator[Any]:
@@ -124,16 +164,21 @@ def _contained(values: Any, depth: int = 4) -> Iterator[Any]:
 
 def _refuse(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is None or not (is_lazy(parameter) or hasattr(parameter, "to_local")):
-                continue
-            shards = "is split over processes" if hasattr(parameter, "to_local") else "has no values yet"
+        if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
             raise ModelError(
-                "A model was to be run on the fixed batch, and cannot be run alone.",
-                found=f"a parameter of `{path or '(model)'}` {shards}",
-                because="a copy of this process's part cannot compute what the whole model computes",
+                "A model was to be run on the fixed batch, and cannot be run yet.",
+                found=f"a parameter of `{path or '(model)'}` has no values yet",
+                because="a lazy module makes its parameters in its first forward pass, and that must be the training's",
                 do="watch its training batches; they need no copy",
             )
+    bytes_in_whole = sum(p.numel() * p.element_size() for p in model.parameters() if is_sharded(p))
+    if bytes_in_whole > LIMIT:
+        raise ModelError(
+            "A model that is split over processes was to be run on the fixed batch, and is too large.",
+            found=f"{bytes_in_whole / 2**30:.1f} GiB of parameters",
+            because=f"each process would gather all of them beside the training, and does so up to {LIMIT >> 30} GiB",
+            do="watch its training batches; they need no copy",
+        )
 
 
 def _paired(live: nn.Module, twin: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -141,7 +186,8 @@ def _paired(live: nn.Module, twin: nn.Module) -> Iterator[tuple[nn.Module, nn.Mo
     twins = twin.modules()
     for module in live.modules():
         other = next(twins, None)
-        if type(other) is not type(module) and type(module).__name__ != type(other).__name__:
+        kind = class_of(module)
+        if type(other) is not kind and kind.__name__ != type(other).__name__:
             raise ModelError(
                 f"{type(live).__name__} was copied for the fixed batch, and the copy is another model.",
                 found=f"{type(other).__name__} where {type(module).__name__} was",
@@ -164,7 +210,7 @@ def _take_parameters(live: nn.Module, twin: nn.Module) -> None:
         alias = twin._parameters.get(name)
         if parameter is None:
             twin._parameters[name] = None
-        elif alias is None or not _same_memory(parameter, alias):
+        elif alias is None or is_sharded(parameter) or not _same_memory(parameter, alias):
             twin._parameters[name] = _alias(parameter)
         else:
             alias.requires_grad_(parameter.requires_grad)
