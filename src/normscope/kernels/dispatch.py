@@ -76,6 +76,20 @@ def takes_kernel(
     return choose(Problem.of(spec, Operands(x, weight, bias, residual), told=True)).run is None
 
 
+def staged(problem: Problem) -> Offer | None:
+    """The offer whose stages serve every process of a group, whatever the batch of this one; None where there is none.
+
+    All must go one way, so nothing is asked that may differ between them: neither the size of the batch nor strides.
+    """
+    memory = "contiguous" if problem.memory == "strided" else problem.memory
+    many = problem._replace(shape=(_MANY, *problem.shape[1:]), memory=memory)
+    for offer in fused.OFFERS:
+        known = forced() == offer.name or (forced() is None and cost(offer.name, many) is not None)
+        if offer.stages is not None and known and offer.refuses(many) is None:
+            return offer
+    return None
+
+
 def choose(problem: Problem) -> Offer:
     """The offer that computes a problem.
 

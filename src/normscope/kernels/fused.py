@@ -6,6 +6,7 @@ a backward operator, so that the graph does not break. A gradient of the gradien
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def run(offer: Offer, problem: Problem, operands: Operands) -> tuple[Tensor, Sta
     """The output and, where told, the statistics, by the kernel of `offer`."""
     if offer.run is not None:
         return offer.run(problem, operands)
-    operands = operands._replace(residual=_alike(operands.residual, operands.x, problem))
+    operands = operands._replace(residual=alike(operands.residual, operands.x, problem))
     if torch.compiler.is_compiling():
         y, mean, var = torch.ops.normscope.fused(*_tensors(operands), *_words(offer, problem))
     elif problem.grad:
@@ -54,12 +55,12 @@ def _backward(
     offer: Offer, problem: Problem, operands: Operands, y: Tensor | None, mean: Tensor, var: Tensor, grad: Tensor
 ) -> Gradients:
     assert offer.backward is not None
-    grad = _alike(grad, operands.x, problem)
+    grad = alike(grad, operands.x, problem)
     made = Gradients(*offer.backward(problem, operands, y, Made(operands.x, mean, var), grad))
     return made._replace(residual=grad) if problem.residual and problem.spec.activation is None else made
 
 
-def _alike(value: Any, x: Tensor, problem: Problem) -> Any:
+def alike(value: Any, x: Tensor, problem: Problem) -> Any:
     """`value` in the memory layout of `x`."""
     if value is None or problem.memory == "strided":
         return value
@@ -102,8 +103,14 @@ class _Fused(torch.autograd.Function):
         return None, None, *(value if need else None for value, need in zip(made, needed, strict=True)), None, None
 
 
-def by_reference(problem: Problem, operands: Operands, y: Tensor | None, grad: Tensor) -> Gradients:
-    """The gradients as a graph that can be differentiated again."""
+def by_reference(
+    problem: Problem,
+    operands: Operands,
+    y: Tensor | None,
+    grad: Tensor,
+    formula: Callable[..., Tensor] = reference.normalize,
+) -> Gradients:
+    """The gradients as a graph that can be differentiated again, by differentiating the formula."""
     spec, kept = problem.spec, problem.keeps
     # aliases, so that one operand made of another does not count twice
     aliases = [value if value is None else value.view_as(value) for value in operands[:4]]
@@ -122,7 +129,7 @@ def by_reference(problem: Problem, operands: Operands, y: Tensor | None, grad: T
     if operands.mean is not None and operands.var is not None:
         view = cells(x, spec)
         given = Statistics(view.along_channels(operands.mean), view.along_channels(operands.var), 0)
-    h = reference.normalize(x, spec, weight=weight, bias=bias, statistics=given, residual=residual)
+    h = formula(x, spec, weight=weight, bias=bias, statistics=given, residual=residual)
     inputs = [value for value in (x, weight, bias, residual) if value is not None]
     taken = iter(torch.autograd.grad(h, inputs, upstream, create_graph=True, allow_unused=True))
     made = Gradients(*(None if value is None else next(taken) for value in (x, weight, bias, residual)))

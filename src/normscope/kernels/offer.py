@@ -163,6 +163,22 @@ class Gradients(NamedTuple):
     residual: Tensor | None = None
 
 
+class Stages(NamedTuple):
+    """A kernel for statistics of the batch, cut where several processes merge what they found; see `together`.
+
+    Attributes:
+        moments: (problem, operands) → (3, C) float64: how many cells a channel has, their mean and M2.
+        sums: (problem, operands, y as kept, gradient of y) → (2, C) float64: Σ dh·x̂ and Σ dh, the gradients of weight
+            and bias; the operands hold the merged μ and σ².
+        returned: (problem, operands, y as kept, gradient of y, means of g·dh·x̂ and of g·dh over the cells of all
+            processes, (C,) float32 each) → the gradients of x and of the residual.
+    """
+
+    moments: Callable[[Problem, Operands], Tensor]
+    sums: Callable[[Problem, Operands, Tensor | None, Tensor], Tensor]
+    returned: Callable[[Problem, Operands, Tensor | None, Tensor, Tensor, Tensor], Gradients]
+
+
 Run = Callable[[Problem, Operands], tuple[Tensor, Statistics | None]]
 Forward = Callable[[Problem, Operands], Made]
 Backward = Callable[[Problem, Operands, "Tensor | None", Made, Tensor], Gradients]
@@ -183,6 +199,7 @@ class Offer:
         forward: (problem, operands) → `Made`.
         backward: (problem, operands as kept, y as kept, what forward made, gradient of y) → `Gradients`. What
             `Problem.keeps` leaves out is None: `residual` or `y`.
+        stages: forward and backward in parts, for the batch of several processes; None where they cannot be cut.
     """
 
     name: str
@@ -191,6 +208,7 @@ class Offer:
     run: Run | None = None
     forward: Forward | None = None
     backward: Backward | None = None
+    stages: Stages | None = None
 
     def supports(self, spec: NormSpec, x: Tensor, **others: Tensor | None) -> str | None:
         """Why this offer does not normalize `x` as described, in words; None where it does.

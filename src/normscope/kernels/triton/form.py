@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.offer import Operands, Problem, statistic_dtype
+from normscope.terms.spec import NormSpec
 
 ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,6 +77,11 @@ def form(problem: Problem) -> Form:
     return Form(samples, channels, positions, strides, groups, batch, block)
 
 
+def guard(spec: NormSpec) -> float:
+    """The eps of a description; without one that of float32, in which statistics are taken here."""
+    return torch.finfo(torch.float32).eps if spec.eps is None else spec.eps
+
+
 def power(number: int) -> int:
     """The least power of two that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
@@ -91,7 +97,7 @@ def refuses(problem: Problem) -> str | None:
     spec = problem.spec
     if problem.device != "cuda" and not (problem.device == "cpu" and interpreted()):
         return f"it computes on CUDA, not on {problem.device}"
-    if spec.eps is None or spec.eps_place != "inside" or spec.cast != "output":
+    if spec.eps_place != "inside" or spec.cast != "output":
         return "it has eps inside the root and casts last"
     if spec.activation not in ACTIVATIONS:
         return f"it has no {spec.activation}"

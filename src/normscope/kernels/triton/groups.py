@@ -9,7 +9,19 @@ from torch import Tensor
 
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 from normscope.kernels.triton import sweeps
-from normscope.kernels.triton.form import Form, flat, form, fresh_statistics, like, loops, on, refuses, room, warps
+from normscope.kernels.triton.form import (
+    Form,
+    flat,
+    form,
+    fresh_statistics,
+    guard,
+    like,
+    loops,
+    on,
+    refuses,
+    room,
+    warps,
+)
 
 _MANY = 128  # programs that fill a GPU, or nearly
 _SMALL = 1 << 14  # cells that one program passes in no time
@@ -63,7 +75,7 @@ def _alone(shape: Form) -> bool:
 
 def _sizes(problem: Problem, shape: Form) -> tuple[int | float, ...]:
     spec = problem.spec
-    return shape.positions, *shape.strides, shape.groups, shape.inner, spec.eps or 0.0, spec.weight_offset
+    return shape.positions, *shape.strides, shape.groups, shape.inner, guard(spec), spec.weight_offset
 
 
 def _tile(shape: Form) -> dict[str, Any]:

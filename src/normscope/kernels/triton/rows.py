@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
-from normscope.kernels.triton.form import PROGRAMS, flat, fresh_statistics, like, loops, on, power, refuses, room, warps
+from normscope.kernels.triton.form import (
+    PROGRAMS,
+    flat,
+    fresh_statistics,
+    guard,
+    like,
+    loops,
+    on,
+    power,
+    refuses,
+    room,
+    warps,
+)
 
 _LONG = 1 << 14  # numbers of a row that a program holds at once, forward
 _LONG_BACK = 1 << 13  # and backward, where it holds two tensors and two sums
@@ -42,7 +54,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
     with on(x):
         kernels.forward[-(-rows // tile["BR"]),](
             x, y, operands.residual, flat(operands.weight), flat(operands.bias), mean, var, rows, channels,
-            problem.spec.eps, problem.spec.weight_offset, **_words(problem), **tile, ONE=tile["BC"] >= channels,
+            guard(problem.spec), problem.spec.weight_offset, **_words(problem), **tile, ONE=tile["BC"] >= channels,
         )  # fmt: skip
     return Made(y.to(x.dtype), mean, var)
 
@@ -64,7 +76,7 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     with on(x):
         (kernels.backward_long if long else kernels.backward)[programs,](
             x, grad, more, flat(operands.weight), flat(operands.bias), made.mean, made.var, dx, dr, *of_affine, rows,
-            channels, share, problem.spec.eps, problem.spec.weight_offset, KEPT=kept, **_words(problem), **tile,
+            channels, share, guard(problem.spec), problem.spec.weight_offset, KEPT=kept, **_words(problem), **tile,
         )  # fmt: skip
         dw, db = of_affine.sum(1)
     return Gradients(dx.to(x.dtype), like(dw, operands.weight), like(db, operands.bias), like(dr, operands.x))

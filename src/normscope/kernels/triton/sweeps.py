@@ -14,6 +14,7 @@ from normscope.kernels.triton.form import (
     Form,
     flat,
     fresh_statistics,
+    guard,
     like,
     loops,
     on,
@@ -53,7 +54,7 @@ def forward(problem: Problem, form: Form, operands: Operands) -> Made:
     with on(x):
         mean, var = fresh_statistics(x, 0 if problem.given else form.statistics)
         if not problem.given:
-            _measure(kernels, form, x, mean, var)
+            settle(form, moments(form, x), mean, var)
         grid = (form.samples * form.tiles, _cut(form).columns)
         kernels.mapped[grid](
             x, y, operands.residual, flat(operands.weight), flat(operands.bias), *told(operands, mean, var),
@@ -64,44 +65,79 @@ def forward(problem: Problem, form: Form, operands: Operands) -> Made:
 
 def backward(problem: Problem, form: Form, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
     """The gradients of all operands."""
-    kernels = loops("channels")
-    x, kept = operands.x, problem.keeps
-    more = y if kept == "y" else operands.residual if kept else None
-    dx, dr = room(x), room(x) if kept else None
-    with on(x):
-        weight, bias = flat(operands.weight), flat(operands.bias)
-        mean, var = told(operands, made.mean, made.var)
-        same = (*_sizes(form), *_where(problem, form))
-        words: dict[str, Any] = {"KIND": problem.spec.activation, "KEPT": kept, **_tile(form)}
+    x = operands.x
+    operands = operands._replace(**dict(zip(("mean", "var"), told(operands, made.mean, made.var))))
+    needed = not problem.given or operands.weight is not None or operands.bias is not None
+    found = sums(problem, form, operands, y, grad) if needed else None
+    of_scale = of_centre = None
+    if not problem.given:
+        assert found is not None
         cut = _cut(form)
-        found = torch.empty(2, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
-        needed = not problem.given or weight is not None or bias is not None
-        if needed:
-            kernels.sums[cut.chunks, cut.columns](
-                x, grad, more, weight, bias, mean, var, found, *same[:6], *cut[:3], found[0].numel(), *same[6:], **words
-            )
-        of_scale = of_centre = None
-        if not problem.given:
+        with on(x):
             of_scale, of_centre = torch.empty(2, form.statistics, device=x.device).unbind()
-            kernels.settled_back[_settlers(form)](
-                found, weight, of_scale, of_centre, form.channels, form.groups, form.inner, cut.splits,
+            loops("channels").settled_back[_settlers(form)](
+                found, flat(operands.weight), of_scale, of_centre, form.channels, form.groups, form.inner, cut.splits,
                 found[0].numel(), form.size, problem.spec.weight_offset, **_merge(form, cut),
             )  # fmt: skip
-        kernels.mapped_back[form.samples * form.tiles, cut.columns](
-            x, grad, more, weight, bias, mean, var, of_scale, of_centre, dx, dr, *same, **words
-        )
-        dw, db = found.sum(1) if needed else found[:, 0]
-    return Gradients(dx.to(x.dtype), like(dw, operands.weight), like(db, operands.bias), like(dr, operands.x))
+    dw, db = (None, None) if found is None else found.sum(1)
+    made_back = returned(problem, form, operands, y, grad, of_scale, of_centre)
+    return made_back._replace(weight=like(dw, operands.weight), bias=like(db, operands.bias))
 
 
-def _measure(kernels: Any, form: Form, x: Tensor, mean: Tensor, var: Tensor) -> None:
+def moments(form: Form, x: Tensor) -> Tensor:
+    """Count, mean and M2 of each channel in each chunk: (3, chunks, C), float64."""
     cut = _cut(form)
     found = torch.empty(3, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
-    plane = found[0].numel()
-    kernels.moments[cut.chunks, cut.columns](x, found, *_sizes(form), *cut[:3], plane, **_tile(form))
-    kernels.settled[_settlers(form)](
-        found, mean, var, form.channels, form.groups, form.inner, cut.splits, plane, **_merge(form, cut)
-    )
+    with on(x):
+        loops("channels").moments[cut.chunks, cut.columns](
+            x, found, *_sizes(form), *cut[:3], found[0].numel(), **_tile(form)
+        )
+    return found
+
+
+def settle(form: Form, found: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Merge the moments of all chunks into `mean` and `var`."""
+    cut = _cut(form)
+    with on(found):
+        loops("channels").settled[_settlers(form)](
+            found, mean, var, form.channels, form.groups, form.inner, cut.splits, found[0].numel(), **_merge(form, cut)
+        )
+
+
+def sums(problem: Problem, form: Form, operands: Operands, y: Tensor | None, grad: Tensor) -> Tensor:
+    """Σ dh·x̂ and Σ dh of each channel in each chunk, by the μ and σ² among the operands: (2, chunks, C), float64."""
+    cut, x = _cut(form), operands.x
+    found = torch.empty(2, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
+    more, words = _more(problem, form, operands, y)
+    with on(x):
+        loops("channels").sums[cut.chunks, cut.columns](
+            x, grad, more, flat(operands.weight), flat(operands.bias), operands.mean, operands.var, found,
+            *_sizes(form), *cut[:3], found[0].numel(), *_where(problem, form), **words,
+        )  # fmt: skip
+    return found
+
+
+def returned(
+    problem: Problem, form: Form, operands: Operands, y: Tensor | None, grad: Tensor, of_scale: Tensor | None,
+    of_centre: Tensor | None,
+) -> Gradients:  # fmt: skip
+    """The gradients of the input and the residual; without means, those of a given μ and σ²."""
+    x = operands.x
+    more, words = _more(problem, form, operands, y)
+    dx, dr = room(x), room(x) if problem.keeps else None
+    with on(x):
+        loops("channels").mapped_back[form.samples * form.tiles, _cut(form).columns](
+            x, grad, more, flat(operands.weight), flat(operands.bias), operands.mean, operands.var, of_scale, of_centre,
+            dx, dr, *_sizes(form), *_where(problem, form), **words,
+        )  # fmt: skip
+    return Gradients(dx.to(x.dtype), residual=like(dr, x))
+
+
+def _more(problem: Problem, form: Form, operands: Operands, y: Tensor | None) -> tuple[Tensor | None, dict[str, Any]]:
+    """What was kept beside the input, and the words of the kernels that read it."""
+    kept = problem.keeps
+    more = y if kept == "y" else operands.residual if kept else None
+    return more, {"KIND": problem.spec.activation, "KEPT": kept, **_tile(form)}
 
 
 def _sizes(form: Form) -> tuple[int, ...]:
@@ -111,7 +147,7 @@ def _sizes(form: Form) -> tuple[int, ...]:
 def _where(problem: Problem, form: Form) -> tuple[int | float, ...]:
     """Which statistic is whose, eps, and what is added to the weight."""
     of_sample = 0 if form.batch else form.groups
-    return form.inner, of_sample, problem.spec.eps or 0.0, problem.spec.weight_offset
+    return form.inner, of_sample, guard(problem.spec), problem.spec.weight_offset
 
 
 def _tile(form: Form) -> dict[str, int]:
