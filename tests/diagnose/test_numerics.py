@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normscope.diagnose import remedies
-from normscope.diagnose.case import Case, moved, spread
+from normscope.diagnose.case import Case, moved
 from normscope.diagnose.layers import Layers, collapsed, starved, starved_layers
+from normscope.diagnose.run import spread
 from normscope.diagnose.track import PERSISTENCE, Track
 from normscope.record.reader import Record
 from normscope.record.writer import Writer

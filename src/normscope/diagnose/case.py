@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from normscope.diagnose.layers import Layers
+from normscope.diagnose.run import Run
 from normscope.diagnose.symptoms import variation
 from normscope.diagnose.track import Track
-from normscope.record.reader import Record
 from normscope.stats.moments import Moments
 from normscope.stats.summary import Summary
 from normscope.terms.activations import activation_named
-from normscope.terms.datum import Datum
-from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
 
 if TYPE_CHECKING:
     from normscope.diagnose.counterfactual import Experiment
-
-SAMPLES = 16
-"""Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
 
 BALANCED = 1e-4
 """A gradient's mean over its size: near the 1e-8 of rounding, far from what a sum that need not be zero leaves."""
@@ -35,27 +30,20 @@ DRIFT_STEPS = 10
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Case(Datum):
-    """A run as its record tells it.
+class Case(Run):
+    """A run as a practitioner asks about it: its layers, what becomes of the loss, what grows or dies along depth.
 
     Quantities come as a `Track` (one number over the steps) or as `Layers` (one number for each layer at each step).
-    What the record does not hold gives an empty track: nothing raises for want of data. `experiment` is the model with
-    a batch to try causes on, where they are at hand.
+    `experiment` is the model with a batch to try causes on, where they are at hand.
     """
 
-    record: Record = field(repr=False)
     experiment: Experiment | None = field(default=None, repr=False)
-    _known: dict[tuple[str, int, str], Summary | None] = field(default_factory=dict, repr=False)
-    _missing: set[str] = field(default_factory=set, repr=False)
-    _tracks: dict[tuple[str, str, str], Track] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The output of every norm, producer and activation that ran, in execution order."""
         return tuple(
-            site
-            for site in self._recorded.values()
-            if site.what == "output" and site.depth >= 0 and site.role != "other"
+            site for site in self.tensors.values() if site.what == "output" and site.depth >= 0 and site.role != "other"
         )
 
     @cached_property
@@ -96,18 +84,10 @@ class Case(Datum):
         Where the last layer keeps positions (a dense prediction), it is samples times positions.
         """
         for site in reversed(self.producers):
-            channels, live = self.channels(site), self._last(site, "live")
+            channels, live = self.channels(site), self.newest(site, "live")
             if channels and live is not None:
                 return live.size // channels
         return None
-
-    def depth_of(self, place: str) -> int | None:
-        """The place in execution order of a module path or site key; None when it did not run."""
-        try:
-            path = Site.parse(place).path
-        except UnknownNameError:
-            return None
-        return self._depths.get(path)
 
     # over the steps --------------------------------------------------------------------------------------------------
 
@@ -116,7 +96,7 @@ class Case(Datum):
         """The training loss, where it is finite."""
         return self.scalar(None, "loss")
 
-    @property
+    @cached_property
     def diverged(self) -> bool:
         """Whether the loss was NaN or infinite at some step."""
         known = "loss" in self.record.quantities(None)
@@ -188,37 +168,6 @@ class Case(Datum):
                 rows.setdefault(site.path, Track.of((step for step, _ in told[1:]), moves))
         return Layers.of(rows)
 
-    def scalar(self, site: Site | None, quantity: str) -> Track:
-        """A number that the watcher stored for a site, or for the whole run."""
-        asked = site.key if site is not None else "", quantity, ""
-        if quantity in self._missing or asked in self._tracks:
-            return self._tracks.get(asked, Track.of((), ()))
-        try:
-            series = self.record.series(site, quantity)
-        except UnknownNameError:
-            if site is None or site.key in self._recorded:  # then it is the quantity that is nowhere in the record
-                self._missing.add(quantity)
-            return Track.of((), ())
-        self._tracks[asked] = Track.of(series.steps, series.values)
-        return self._tracks[asked]
-
-    def over(self, tensor: Site, quantity: str, source: str = "live") -> Track:
-        """A quantity that is derived from the summaries of one tensor, at every sampled step of one source."""
-        asked = tensor.key, quantity, source
-        if asked not in self._tracks and tensor.key in self._recorded:
-            series = self.record.series(tensor, quantity, source=source)
-            self._tracks[asked] = Track.of(series.steps, series.values)
-        return self._tracks.get(asked, Track.of((), ()))
-
-    def root_mean_square(self, tensor: Site, source: str = "live") -> Track:
-        """The root mean square of a tensor over the steps."""
-        mean, std = (self.over(tensor, quantity, source) for quantity in ("mean", "std"))
-        return Track.of(mean.steps, np.hypot(mean.values, std.values)) if len(mean) == len(std) else mean
-
-    def parameters(self, path: str) -> tuple[Site, ...]:
-        """The trainable parameters of a module."""
-        return tuple(self._parameters.get(path, ()))
-
     def moves(self, parameter: Site) -> Track:
         """The root mean square of a parameter's updates; empty where the optimizer does not own it."""
         return self.root_mean_square(parameter.at("update", parameter.name))
@@ -254,33 +203,9 @@ class Case(Datum):
     def dead(self, site: Site) -> Track:
         """The share of an activation's units that are constant over the probe, where their output is finite."""
         track = self.scalar(site, "dead")
-        broken = self.record.series(site, "nonfinite", source="probe")
+        broken = self.over(site, "nonfinite", "probe")
         finite = ~np.isin(track.steps, broken.steps[broken.values > 0])
         return Track.of(track.steps[finite], track.values[finite])
-
-    def summaries(self, tensor: Site, source: str | None = None) -> list[tuple[int, Summary]]:
-        """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches.
-
-        Those with NaN or infinity are left out: what they say is `nonfinite_values`' to tell.
-        """
-        for one in (source,) if source else ("probe", "live"):
-            steps = [int(step) for step in self.sampled(one)]
-            told = [(step, summary) for step in steps if (summary := self.summary(tensor, step, one)) is not None]
-            if told:
-                return [(step, summary) for step, summary in told if not summary.sketch.nonfinite]
-        return []
-
-    def summary(self, tensor: Site, step: int, source: str) -> Summary | None:
-        """The summary of a tensor at one step; None where there is none."""
-        key = tensor.key, step, source
-        if key not in self._known:
-            recorded = tensor.key in self._recorded
-            self._known[key] = self.record.summary(tensor, step, source) if recorded else None
-        return self._known[key]
-
-    def sampled(self, source: str) -> np.ndarray:
-        """The steps that are read of a source, `SAMPLES` at most."""
-        return self._probed if source.startswith("probe") else self._live
 
     # along depth -----------------------------------------------------------------------------------------------------
 
@@ -292,7 +217,7 @@ class Case(Datum):
         """
         rows: dict[str, Track] = {}
         for site in self.producers:
-            weights = [one for one in self._parameters.get(site.path, ()) if "weight" in one.name]
+            weights = [one for one in self.parameters(site.path) if "weight" in one.name]
             tracks = [track for one in weights if len(track := self._sensitivity(one))]
             if tracks and site.path not in rows:
                 rows[site.path] = _sum_of_squares(tracks)
@@ -303,7 +228,7 @@ class Case(Datum):
         """‖ΔW‖/‖W‖ of every producer's weights, for one optimizer step."""
         rows: dict[str, Track] = {}
         for site in self.producers:
-            for one in self._parameters.get(site.path, ()):
+            for one in self.parameters(site.path):
                 track = self.scalar(one.at("update", one.name), "update_ratio")
                 if "weight" in one.name and len(track) and site.path not in rows:
                     rows[site.path] = track
@@ -361,34 +286,8 @@ class Case(Datum):
 
     def _moments(self, site: Site) -> Moments | None:
         """The moments per channel of an output at the last probe."""
-        last = self._last(site, "probe")
+        last = self.newest(site, "probe")
         return last.channels if last is not None else None
-
-    def _last(self, site: Site, source: str) -> Summary | None:
-        """The newest summary of a tensor."""
-        steps = [int(step) for step in self.sampled(source)]
-        told = (self.summary(site, step, source) for step in reversed(steps))
-        return next((summary for summary in told if summary is not None), None)
-
-    @cached_property
-    def _recorded(self) -> dict[str, Site]:
-        return {site.key: site for site in self.record.sites}
-
-    @cached_property
-    def _depths(self) -> dict[str, int]:
-        depths: dict[str, int] = {}
-        for site in self.record.sites:
-            if site.depth >= 0:
-                depths.setdefault(site.path, site.depth)
-        return depths
-
-    @cached_property
-    def _parameters(self) -> dict[str, list[Site]]:
-        found: dict[str, list[Site]] = {}
-        for site in self.record.sites:
-            if site.what == "parameter":
-                found.setdefault(site.path, []).append(site)
-        return found
 
     def _sensitivity(self, weight: Site) -> Track:
         slopes = self.summaries(weight.at("gradient", weight.name), "live")
@@ -397,20 +296,6 @@ class Case(Datum):
             (step for step, _ in slopes),
             (slope.rms * values[step].rms * slope.size if step in values else np.nan for step, slope in slopes),
         )
-
-    @cached_property
-    def _live(self) -> np.ndarray:
-        """The sampled steps of the run, up to `SAMPLES` of them."""
-        return spread(self.record.steps, SAMPLES)
-
-    @cached_property
-    def _probed(self) -> np.ndarray:
-        """The steps at which the probe was run, up to `SAMPLES` of them."""
-        for site in self.sites:
-            steps = self.record.series(site, "mean", source="probe").steps
-            if len(steps):
-                return spread(steps, SAMPLES)
-        return np.array([], dtype=np.int64)
 
 
 def moved(before: Summary, after: Summary) -> float:
@@ -422,14 +307,6 @@ def moved(before: Summary, after: Summary) -> float:
     if old is None or new is None or old.mean.shape != new.mean.shape or not before.std > 0:
         return float("nan")
     return float(np.sqrt(np.mean((new.mean - old.mean) ** 2 + (new.std - old.std) ** 2))) / before.std
-
-
-def spread(steps: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the steps: the last three, and the rest evenly from the first on."""
-    if len(steps) <= count:
-        return steps
-    early = np.linspace(0, len(steps) - 4, count - 3).round().astype(int)
-    return steps[np.unique([*early, *range(len(steps) - 3, len(steps))])]
 
 
 def _sum_of_squares(tracks: list[Track]) -> Track:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normscope.diagnose.case import Case
+from normscope.record.grid import Broken
 from normscope.terms.activations import activation_named
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
@@ -42,17 +43,17 @@ class Origin(Datum):
 def origin(case: Case) -> Origin | None:
     """The origin, or None where the run is finite.
 
-    All tensors at all steps are looked through only when there is a sign of it: a loss that is not finite, a note of
-    the watcher, or a tensor at the last step.
+    All summaries are looked through only when there is a sign of it: a loss that is not finite, a note of the watcher,
+    or a tensor at the last step.
     """
     if not _suspicious(case):
         return None
-    broken = _broken(case)
+    broken = [one for one in case.record.nonfinite() if not _shut_out(one)]
     if not broken:
         return None
     step = min(one.step for one in broken)
     first = min((one for one in broken if one.step == step), key=_order)
-    steps = [int(one) for one in case.record.steps]
+    steps = case.steps.tolist()
     return Origin(
         _kind(case, first),
         first.site,
@@ -64,51 +65,21 @@ def origin(case: Case) -> Origin | None:
     )
 
 
-@dataclass(frozen=True)
-class _Broken:
-    """A tensor that is not finite at a step."""
-
-    site: Site
-    step: int
-    source: str
-    share: float
-
-
 def _suspicious(case: Case) -> bool:
     if case.diverged or any(event.kind == "nonfinite" for event in case.record.events):
         return True
-    last = [(source, steps[-1]) for source in _SOURCES if len(steps := case.sampled(source))]
-    return any(
-        summary is not None and summary.sketch.nonfinite
-        for source, step in last
-        for site in case.record.sites
-        for summary in [case.summary(site, int(step), source)]
-    )
+    last = (case.record.grid(source, steps=case.sampled(source)[-1:].tolist()) for source in _SOURCES)
+    return any(grid.rows.nonfinite.any() for grid in last)
 
 
-def _broken(case: Case) -> list[_Broken]:
-    found = []
-    for site in case.record.sites:
-        for source in _SOURCES:
-            shares = case.record.series(site, "nonfinite", source=source)
-            found += [
-                _Broken(site, int(step), source, float(share))
-                for step, share in zip(shares.steps, shares.values)
-                if share > 0 and not _masked(case, site, int(step), source)
-            ]
-    return found
-
-
-def _masked(case: Case, site: Site, step: int, source: str) -> bool:
+def _shut_out(broken: Broken) -> bool:
     """Whether the tensor holds -inf alone and a softmax reads it: scores that a mask shut out."""
-    function = activation_named(site.kind)
-    if site.what != "input" or function is None or function.name not in ("softmax", "log_softmax"):
-        return False
-    summary = case.summary(site, step, source)
-    return summary is not None and not (summary.sketch.nan or summary.sketch.pos_inf)
+    function = activation_named(broken.site.kind)
+    softmax = function is not None and function.name in ("softmax", "log_softmax")
+    return broken.masked and softmax and broken.site.what == "input"
 
 
-def _order(broken: _Broken) -> tuple[int, float, int]:
+def _order(broken: Broken) -> tuple[int, float, int]:
     """Parameters were there before the step; then activations as they ran; then gradients, from the last layer back."""
     what = broken.site.what
     depth = broken.site.depth if broken.site.depth >= 0 else np.inf  # the model as a whole comes after its parts
@@ -119,7 +90,7 @@ def _order(broken: _Broken) -> tuple[int, float, int]:
     return (2 if what == "gradient" else 3), -depth, 0
 
 
-def _kind(case: Case, first: _Broken) -> str:
+def _kind(case: Case, first: Broken) -> str:
     what = first.site.what
     if what in ("parameter", "statistic", "update"):
         return "update"

@@ -42,6 +42,12 @@ class Columns:
         count, mean, m2, low, high, zeros, nonfinite, size = numbers
         return cls(steps, Moments(count, mean, m2), low, high, zeros, nonfinite, size)
 
+    def at(self, rows: np.ndarray | slice, steps: np.ndarray) -> Columns:
+        """Those of the rows, which now stand for `steps`."""
+        moments = Moments(self.moments.count[rows], self.moments.mean[rows], self.moments.m2[rows])
+        rest = (self.low, self.high, self.zeros, self.nonfinite, self.size)
+        return Columns(steps, moments, *(column[rows] for column in rest))
+
     @classmethod
     def merged(cls, ranks: Sequence[Columns]) -> Columns:
         """The ranks' rows of the same step as one."""

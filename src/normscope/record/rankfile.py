@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +33,20 @@ _STEPS = """
         SELECT (SELECT min(step) FROM summary WHERE step > at.step) FROM at WHERE at.step IS NOT NULL
     )
 """
+_AT = """
+    FROM summary AS row JOIN segment ON segment.id = row.segment
+    WHERE row.step = at.step AND row.step < segment.until_step
+"""
 _CHOSEN = "WITH at (step) AS (SELECT DISTINCT value FROM json_each(?))"
 _OF_SITE = """
     FROM at CROSS JOIN summary AS row JOIN segment ON segment.id = row.segment
     WHERE row.step = at.step AND row.source = ? AND row.site = (SELECT id FROM site WHERE key = ?)
         AND row.step < segment.until_step
     ORDER BY row.step
+"""
+_OF_ALL = """
+    FROM at CROSS JOIN summary AS row JOIN segment ON segment.id = row.segment
+    WHERE row.step = at.step AND row.source = ? AND row.step < segment.until_step
 """
 # A stepless row counts unless its whole segment was superseded.
 _COUNTS = "coalesce(row.step, segment.first_step, 0) < segment.until_step"
@@ -91,15 +100,26 @@ class RankFile:
 
     def steps(self) -> np.ndarray:
         """The steps that have summaries, int64, ascending."""
-        rows = self.query(
-            f"""
-            {_STEPS} SELECT step FROM at WHERE EXISTS (
-                SELECT 1 FROM summary AS row JOIN segment ON segment.id = row.segment
-                WHERE row.step = at.step AND row.step < segment.until_step
-            )
-            """
-        )
+        rows = self.query(f"{_STEPS} SELECT step FROM at WHERE EXISTS (SELECT 1 {_AT})")
         return np.array([step for (step,) in rows], dtype=np.int64)
+
+    def steps_with(self, source: str) -> list[int]:
+        """The steps that have summaries of a source, ascending."""
+        rows = self.query(f"{_STEPS} SELECT step FROM at WHERE EXISTS (SELECT 1 {_AT} AND row.source = ?)", (source,))
+        return [step for (step,) in rows]
+
+    def keys(self) -> dict[int, str]:
+        """The key of each site, by the number under which other tables have it."""
+        return dict(self.query("SELECT id, key FROM site"))
+
+    def grid(self, source: str, steps: Sequence[int]) -> tuple[np.ndarray, Columns]:
+        """The numbers of every site's summaries at `steps`: the numbers of the sites, and a row for each."""
+        rows = self.query(f"{_CHOSEN} SELECT {Columns.SQL}, row.site {_OF_ALL}", (json.dumps(steps), source))
+        return np.array([row[-1] for row in rows], dtype=np.int64), Columns.of([row[:-1] for row in rows])
+
+    def excerpt(self, source: str, steps: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Every site's summaries at `steps` as they are stored: the site's number, the step, the columns `SUMMARY`."""
+        return self.query(f"{_CHOSEN} SELECT row.site, row.step, {SUMMARY} {_OF_ALL}", (json.dumps(steps), source))
 
     def columns(self, key: str, source: str) -> Columns:
         """The numbers of a site's summaries, without their arrays."""
@@ -135,6 +155,34 @@ class RankFile:
             (key, quantity) if key else (quantity,),
         )
         return read_scalars(rows)
+
+    def scalars_by_site(self, quantity: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Steps and values of a number of every site that has it, by the site's key."""
+        rows = self.query(
+            """
+            SELECT row.step, row.value, row.site
+            FROM site CROSS JOIN scalar AS row ON row.site = site.id JOIN segment ON segment.id = row.segment
+            WHERE row.quantity = ? AND row.step < segment.until_step
+            ORDER BY row.site, row.step
+            """,
+            (quantity,),
+        )
+        steps, values = read_scalars(rows)
+        sites, starts = np.unique(np.array([row[2] for row in rows], dtype=np.int64), return_index=True)
+        parts = zip(sites.tolist(), np.split(steps, starts[1:]), np.split(values, starts[1:]))
+        keys = self.keys()
+        return {keys[number]: (at, told) for number, at, told in parts}
+
+    def nonfinite(self) -> list[tuple[str, int, str, int, int, int]]:
+        """Every summary of a tensor with NaN or infinity: key, step, source, how many NaN and infinite, of how many."""
+        return self.query(
+            """
+            SELECT site.key, row.step, row.source, row.nan + row.pos_inf, row.neg_inf,
+                row.count + row.nan + row.pos_inf + row.neg_inf
+            FROM summary AS row JOIN site ON site.id = row.site JOIN segment ON segment.id = row.segment
+            WHERE row.nan + row.pos_inf + row.neg_inf > 0 AND row.step < segment.until_step
+            """
+        )
 
     def events(self) -> list[Event]:
         """What happened, in the order in which it was noted."""

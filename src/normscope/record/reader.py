@@ -14,16 +14,20 @@ import numpy as np
 
 from normscope.record import schema, table
 from normscope.record.columns import Columns
+from normscope.record.grid import Broken, Excerpt, Grid, averaged, broken, scalars_by_site
 from normscope.record.places import Place, unknown
 from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
 from normscope.record.rows import SOURCES, Event
-from normscope.record.series import Series, Steps, effective_rate, only, selected, share, update_ratio
+from normscope.record.series import Series, Steps, effective_rate, only, ratio_of, selected, share
 from normscope.stats.distance import DISTANCES, PER_CHANNEL
 from normscope.stats.summary import Summary
 from normscope.terms.datum import plain
 from normscope.terms.site import Site
 from normscope.terms.verdict import Trial
+
+SHARDED = 512
+"""Steps at which a number is derived from the summaries of several ranks for every tensor at once."""
 
 
 class Record:
@@ -182,6 +186,36 @@ class Record:
                 by_step.setdefault(step, []).append(summary)
         return [(step, _merged(by_step[step])) for step in sorted(by_step)]
 
+    def steps_of(self, source: str) -> np.ndarray:
+        """The steps at which anything of a source was recorded, int64, ascending."""
+        return np.unique(np.concatenate([rank.steps_with(source) for rank in self._ranks()])).astype(np.int64)
+
+    def grid(self, source: str = "live", steps: Steps = None) -> Grid:
+        """The numbers of the summaries of every tensor at once, without their arrays; `steps` as for `series`."""
+        return Grid.read(self._ranks(), source, np.array(self._chosen_of(source, steps), dtype=np.int64))
+
+    def excerpt(self, source: str = "live", steps: Steps = None) -> Excerpt:
+        """The summaries of every tensor at some steps, each decoded when it is asked for; `steps` as for `series`."""
+        return Excerpt.read(self._ranks(), source, self._chosen_of(source, steps))
+
+    def scalars(self, quantity: str) -> dict[str, Series]:
+        """A stored number of every tensor that has it, by the tensor's key; empty where none has.
+
+        Of several ranks ``update_ratio`` is derived from summaries, at `SHARDED` steps at most.
+        """
+        ranks = self._ranks()
+        having = "row.id IN (SELECT site FROM contents WHERE quantity = ?)"
+        sites = {key: site for rank in reversed(ranks) for key, site in rank.sites(having, quantity).items()}
+        if quantity == "update_ratio" and len(ranks) > 1:
+            grid = self.grid("live", SHARDED)
+            return {key: ratio_of(site, grid.columns) for key, site in sites.items()}
+        told = scalars_by_site(ranks, quantity)
+        return {key: Series.of(sites[key], quantity, "", *told[key]) for key in told if key in sites}
+
+    def nonfinite(self) -> list[Broken]:
+        """Every summary of a tensor that held NaN or infinity, in no order."""
+        return broken(self._ranks(), {site.key: site for site in self.sites})
+
     def shift(
         self,
         site: Site | str,
@@ -238,6 +272,12 @@ class Record:
         chosen = [step for step in selected(probed, steps) if step in before]
         told = dict(self._summaries_at(tensor, "probe", sorted({*chosen, *(before[step] for step in chosen)})))
         return [(step, told[step], told[before[step]]) for step in chosen if step in told and before[step] in told]
+
+    def _chosen_of(self, source: str, steps: Steps) -> list[int]:
+        """The steps to read of all tensors; those that were named need not be there."""
+        if steps is None or isinstance(steps, int | slice):
+            return selected(self.steps_of(source).tolist(), steps)
+        return sorted({int(step) for step in steps})
 
     def _chosen(self, tensor: Site, source: str, steps: Steps) -> list[int] | None:
         """The steps to read; None for all of them, where nobody needs to know which."""
@@ -347,15 +387,12 @@ class Record:
         tensors = (None,) if site is None else Place.find(ranks, site).tensors
         having = (tensor for tensor in tensors if quantity in _contents(ranks, tensor.key if tensor else ""))
         tensor = next(having, tensors[0])
-        if quantity == "update_ratio" and tensor is not None and len(ranks) > 1:  # the shares of shards have no mean
-            parts = [self.columns(tensor.at(what, tensor.name), "live") for what in ("update", "parameter")]
-            return update_ratio(tensor, *parts)
-        parts = [rank.scalars(tensor.key if tensor else "", quantity) for rank in ranks]
-        steps, place = np.unique(np.concatenate([steps for steps, _ in parts]), return_inverse=True)
+        if quantity == "update_ratio" and tensor is not None and len(ranks) > 1:
+            return ratio_of(tensor, self.columns)
+        steps, values = averaged([rank.scalars(tensor.key if tensor else "", quantity) for rank in ranks])
         if not len(steps):
             self._check_known(quantity, STORED if site is None else (*STORED, *DERIVED))
-        total = np.bincount(place, np.concatenate([values for _, values in parts]), len(steps))
-        return Series.of(tensor, quantity, "", steps, total / np.bincount(place, minlength=len(steps)))
+        return Series.of(tensor, quantity, "", steps, values)
 
     def _check_known(self, quantity: str, names: Sequence[str]) -> None:
         known = {*names, *_contents(self._ranks(), None)} - {""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -106,8 +106,12 @@ def effective_rate(rates: Series, lengths: Series) -> Series:
     return Series.of(lengths.site, "effective_learning_rate", lengths.source, steps, values)
 
 
-def update_ratio(site: Site, updates: Columns, parameters: Columns) -> Series:
-    """‖Δθ‖ / ‖θ‖ from the summaries of both, where both are known and θ is not zero."""
+def ratio_of(site: Site, columns: Callable[[Site], Columns]) -> Series:
+    """‖Δθ‖ / ‖θ‖ of a parameter from the summaries of both, where both are known and θ is not zero.
+
+    The ratios that the ranks stored are of their shards, and shares of shards have no mean.
+    """
+    updates, parameters = (columns(site.at(what, site.name)) for what in ("update", "parameter"))
     steps, ours, theirs = np.intersect1d(updates.steps, parameters.steps, return_indices=True)
     change, value = (
         np.hypot(rows.moments.mean[at], rows.moments.std[at]) for rows, at in ((updates, ours), (parameters, theirs))

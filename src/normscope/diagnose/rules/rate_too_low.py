@@ -53,7 +53,7 @@ SHORT = Threshold(
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
-    steps = case.record.steps
+    steps = case.steps
     typical = case.update_ratio.typical()
     length = int(steps[-1] - steps[0]) + 1
     if length < SHORT.value or len(typical) < 4 or case.thrives or case.diverged or _warming(case):

@@ -96,7 +96,7 @@ def check(case: Case) -> Iterator[Finding]:
 def _left(case: Case, norm: Site) -> float:
     """How much of a running average is still its start."""
     momentum = norm.spec.momentum if norm.spec else None
-    return (1 - momentum) ** float(case.record.steps[-1]) if momentum else 0.0
+    return (1 - momentum) ** float(case.steps[-1]) if momentum else 0.0
 
 
 def _lag(case: Case, norm: Site) -> str:

@@ -46,7 +46,7 @@ def check(case: Case) -> Iterator[Finding]:
     stuck = [norm for norm in able if not _moves(case, norm)]
     if not learned or not stuck:
         return
-    steps = case.record.steps
+    steps = case.steps
     frozen = all(not case.parameters(norm.path) for norm in stuck)
     yield RULE.finding(
         [norm.path for norm in stuck],

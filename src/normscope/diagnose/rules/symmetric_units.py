@@ -61,7 +61,7 @@ def check(case: Case) -> Iterator[Finding]:
     sites = tuple(dict.fromkeys([*copied, *zero])) if copied or 2 * len(zero) > len(_layers(case)) else ()
     if not sites:
         return
-    steps = case.record.steps
+    steps = case.steps
     what = f"the weights of {len(one) + len(zero)} of {len(_layers(case))} layers were all one number" * bool(
         one or zero
     )

@@ -69,7 +69,7 @@ def check(case: Case) -> Iterator[Finding]:
     why = {site: _why(case, site) for site in case.producers if not site.call}
     if not any(state == "learns" for state in why.values()):
         return
-    steps = case.record.steps
+    steps = case.steps
     for state, (words, advice) in _WORDS.items():
         still = [site for site in why if why[site] == state]
         if still:

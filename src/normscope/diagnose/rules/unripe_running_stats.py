@@ -45,7 +45,7 @@ OFF = Threshold(
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with every norm that still remembers its start."""
-    steps = float(case.record.steps[-1])
+    steps = float(case.steps[-1])
     left: dict = {}
     for norm in case.norms:
         momentum = norm.spec.momentum if norm.spec else None

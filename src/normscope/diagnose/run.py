@@ -1,0 +1,159 @@
+"""`Run`: a run as its record tells it. What is asked of one tensor is read of all at once, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from normscope.diagnose.track import Track
+from normscope.record.grid import Excerpt, Grid
+from normscope.record.quantities import FROM_COLUMNS, LIVES
+from normscope.record.reader import Record
+from normscope.stats.summary import Summary
+from normscope.terms.datum import Datum
+from normscope.terms.errors import UnknownNameError
+from normscope.terms.site import Site
+
+SAMPLES = 16
+"""Whole summaries are read at this many steps of a run, first and last ones among them: enough to see what lasts."""
+
+NUMBERS = 256
+"""The numbers of summaries are read at this many steps: half of what a record takes in one doubling of its length."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Run(Datum):
+    """The sites of a run, and its quantities as tracks: one number over the steps.
+
+    What the record does not hold gives an empty track: nothing raises for want of data.
+    """
+
+    record: Record = field(repr=False)
+    _grids: dict[str, Grid] = field(default_factory=dict, init=False, repr=False)
+    _excerpts: dict[str, Excerpt] = field(default_factory=dict, init=False, repr=False)
+    _scalars: dict[str, dict[str, Track]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The sampled steps, int64, ascending."""
+        return self.record.steps
+
+    @cached_property
+    def tensors(self) -> dict[str, Site]:
+        """Every tensor that was recorded, by key, in execution order."""
+        return {site.key: site for site in self.record.sites}
+
+    def sampled(self, source: str, most: int = SAMPLES) -> np.ndarray:
+        """The steps that are read of a source, `most` of those at which it was looked at."""
+        return spread(self._steps_of["probe" if source.startswith("probe") else source], most)
+
+    def scalar(self, site: Site | None, quantity: str) -> Track:
+        """A number that the watcher stored for a site or another tensor of its module, or for the whole run."""
+        if site is None:
+            return self._of_run(quantity)
+        if quantity not in self._scalars:
+            told = self.record.scalars(quantity)
+            self._scalars[quantity] = {key: Track.of(one.steps, one.values) for key, one in told.items()}
+        known = self._scalars[quantity]
+        near = (one for one in self._modules.get((site.path, site.call), ()) if site.name in ("", one.name))
+        keys = (site.key, *(one.key for one in near))
+        return next((known[key] for key in keys if key in known), Track.of((), ()))
+
+    def over(self, tensor: Site, quantity: str, source: str = "live") -> Track:
+        """A quantity that is derived from the summaries of one tensor, at up to `NUMBERS` steps of one source."""
+        tensor = tensor.at(LIVES.get(quantity, tensor.what), tensor.name)
+        if tensor.key not in self.tensors:
+            return Track.of((), ())
+        if quantity in FROM_COLUMNS:
+            series = self._grid(source).series(tensor, quantity)
+        else:
+            series = self.record.series(tensor, quantity, source=source, steps=self.sampled(source).tolist())
+        return Track.of(series.steps, series.values)
+
+    def root_mean_square(self, tensor: Site, source: str = "live") -> Track:
+        """The root mean square of a tensor over the steps."""
+        mean, std = (self.over(tensor, quantity, source) for quantity in ("mean", "std"))
+        return Track.of(mean.steps, np.hypot(mean.values, std.values)) if len(mean) == len(std) else mean
+
+    def summaries(self, tensor: Site, source: str | None = None) -> list[tuple[int, Summary]]:
+        """Up to `SAMPLES` summaries of a tensor, by step: of the probe where there are any, else of live batches.
+
+        Those with NaN or infinity are left out: what they say is `nonfinite_values`' to tell.
+        """
+        for one in (source,) if source else ("probe", "live"):
+            steps = self.sampled(one).tolist()
+            told = [(step, summary) for step in steps if (summary := self.summary(tensor, step, one)) is not None]
+            if told:
+                return [(step, summary) for step, summary in told if not summary.sketch.nonfinite]
+        return []
+
+    def summary(self, tensor: Site, step: int, source: str) -> Summary | None:
+        """The summary of a tensor at one of the `sampled` steps; None where there is none."""
+        if source not in self._excerpts:
+            self._excerpts[source] = self.record.excerpt(source, self.sampled(source).tolist())
+        return self._excerpts[source].summary(tensor, step)
+
+    def newest(self, tensor: Site, source: str) -> Summary | None:
+        """The newest summary of a tensor."""
+        told = (self.summary(tensor, step, source) for step in reversed(self.sampled(source).tolist()))
+        return next((summary for summary in told if summary is not None), None)
+
+    def parameters(self, path: str) -> tuple[Site, ...]:
+        """The trainable parameters of a module."""
+        return tuple(self._parameters.get(path, ()))
+
+    def depth_of(self, place: str) -> int | None:
+        """The place in execution order of a module path or site key; None when it did not run."""
+        try:
+            path = Site.parse(place).path
+        except UnknownNameError:
+            return None
+        return self._depths.get(path)
+
+    def _of_run(self, quantity: str) -> Track:
+        if quantity not in self.record.quantities(None):
+            return Track.of((), ())
+        series = self.record.series(None, quantity)
+        return Track.of(series.steps, series.values)
+
+    def _grid(self, source: str) -> Grid:
+        if source not in self._grids:
+            self._grids[source] = self.record.grid(source, self.sampled(source, NUMBERS).tolist())
+        return self._grids[source]
+
+    @cached_property
+    def _steps_of(self) -> dict[str, np.ndarray]:
+        return {"live": self.steps, "probe": self.record.steps_of("probe")}
+
+    @cached_property
+    def _modules(self) -> dict[tuple[str, int], list[Site]]:
+        found: dict[tuple[str, int], list[Site]] = {}
+        for site in self.tensors.values():
+            found.setdefault((site.path, site.call), []).append(site)
+        return found
+
+    @cached_property
+    def _parameters(self) -> dict[str, list[Site]]:
+        found: dict[str, list[Site]] = {}
+        for site in self.tensors.values():
+            if site.what == "parameter":
+                found.setdefault(site.path, []).append(site)
+        return found
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        depths: dict[str, int] = {}
+        for site in self.tensors.values():
+            if site.depth >= 0:
+                depths.setdefault(site.path, site.depth)
+        return depths
+
+
+def spread(steps: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the steps: the last three, and the rest evenly from the first on."""
+    if len(steps) <= count:
+        return steps
+    early = np.linspace(0, len(steps) - 4, count - 3).round().astype(int)
+    return steps[np.unique([*early, *range(len(steps) - 3, len(steps))])]
