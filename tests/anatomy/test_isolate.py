@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -236,3 +237,38 @@ def test_scripted_parts_keep_their_buffers_and_modes():
     with isolated(model.train(), training=False):
         assert not scripted.training
     assert scripted.training and all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+class Caching(nn.Module):
+    """Keeps what it computed in containers, as attention layers keep their biases and decoders their keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.cache, self.steps, self.seen, self.last = {"deep": {}}, [torch.zeros(())], set(), deque(maxlen=2)
+        self.cache["itself"] = self.cache
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.steps[0] += 1
+        self.cache["deep"][str(x.device)] = y
+        self.steps.append(y)
+        self.seen.add(len(self.steps))
+        self.last.append(y)
+        return y
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_caches_in_containers_are_put_back(look):
+    model, batch = Caching(), torch.zeros(2, 4)
+    model(batch)
+    held = model.cache, model.cache["deep"], dict(model.cache["deep"]), list(model.steps), set(model.seen)
+    last, count = list(model.last), model.steps[0].clone()
+    look(model, batch)
+    assert model.cache is held[0]
+    assert model.cache["deep"] is held[1]
+    assert model.cache["deep"]["cpu"] is held[2]["cpu"]
+    assert all(now is then for now, then in zip(model.steps, held[3], strict=True))
+    assert model.steps[0] == count
+    assert model.seen == held[4]
+    assert all(now is then for now, then in zip(model.last, last, strict=True))

@@ -310,3 +310,28 @@ def test_several_treatments_in_order():
     done = treat(model, [Prescription("insert_norm"), Prescription("recalibrate")], data=data)
     assert [change.site for change in done.changes] == ["1", "", "1.norm"] and done.preserves == "nothing"
     assert recalibrate(done.model, data, inplace=False).error == pytest.approx(done.error)
+
+
+class _Remembering(nn.Module):
+    """Keeps what it computed, in an attribute and in a cache; `copy.deepcopy` refuses such a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.cache = {}
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        self.cache["last"] = self.last
+        return self.norm(self.last)
+
+
+def test_a_model_that_keeps_what_it_computed_is_treated_on_a_copy():
+    model, x = _Remembering().eval(), torch.randn(2, 1, 5, 5)
+    answer = model(x)
+    with pytest.raises(RuntimeError, match="graph leaves"):
+        copy.deepcopy(model)
+    treated = ns.fold(model, x)
+    torch.testing.assert_close(treated.model(x), answer)
+    assert model.cache["last"] is model.last
+    assert model.last.grad_fn is not None

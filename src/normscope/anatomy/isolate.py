@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 
 from normscope.terms.errors import ModelError
+
+Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any] | deque[Any]"
+
+LARGEST = 1024
+"""Entries of a container in a module's attributes up to which it is put back: a cache, not a vocabulary."""
+
+_OF_TORCH = frozenset(nn.Module().__dict__)  # hooks and the dictionaries that every module has
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -31,10 +39,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
     """Inside, `model` may be run in any mode; afterwards it is bitwise what it was, whatever happened.
 
-    Buffers are replaced by clones and put back; so are the attributes of every module (counters, caches, the
-    ``training`` flag), the random states of torch, NumPy and Python, and the generators that modules hold. Gradients
-    are neither kept nor cleared here: ask for them with `torch.autograd.grad`, inside (activation checkpointing runs
-    the forward pass again). Compiled parts run eagerly. A forward that writes into its own *parameters* is not undone.
+    Buffers are replaced by clones and put back; so are the attributes of every module (counters, the ``training`` flag,
+    caches in dicts, lists, sets and deques of up to `LARGEST` entries), the random states of torch, NumPy and Python,
+    and the generators that modules hold. Gradients are neither kept nor cleared here: ask for them with
+    `torch.autograd.grad`, inside (activation checkpointing runs the forward pass again). Compiled parts run eagerly. A
+    forward that writes into its own *parameters* is not undone.
 
     Args:
         model: any module; wrappers are passed through.
@@ -48,7 +57,7 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
     everything = list(unwrapped(model).modules())
     modules = [module for module in everything if not isinstance(module, torch.jit.ScriptModule)]
     scripted = [module for module in everything if isinstance(module, torch.jit.ScriptModule)]
-    kept = [(content, dict(content)) for module in modules for content in _contents(module)]
+    kept = [(content, _held(content)) for module in modules for content in _contents(module)]
     caching = torch.is_autocast_cache_enabled()
     with _random_states_kept(modules), _scripted_kept(scripted), _eagerly():
         try:
@@ -63,16 +72,44 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
             torch.set_autocast_cache_enabled(caching)
 
 
-def _contents(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module.__dict__, module._buffers, module._parameters, module._modules
+def _contents(module: nn.Module) -> Iterator[Container]:
+    yield from (module._buffers, module._parameters, module._modules)
+    yield from _attributes(module)
 
 
-def _put_back(content: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [name for name in content if name not in before]:
-        del content[name]
-    for name, value in before.items():
-        if name not in content or content[name] is not value:
-            content[name] = value
+def _attributes(module: nn.Module) -> Iterator[Container]:
+    """The attributes of a module, and what contains something among them."""
+    yield module.__dict__
+    yield from _containers(value for name, value in module.__dict__.items() if name not in _OF_TORCH)
+
+
+def _containers(values: Iterable[Any], depth: int = 3) -> Iterator[Container]:
+    for value in values:
+        if isinstance(value, dict | list | set | deque | tuple) and len(value) <= LARGEST:
+            if not isinstance(value, tuple):
+                yield value
+            if depth:
+                yield from _containers(list(value.values() if isinstance(value, dict) else value), depth - 1)
+
+
+def _held(content: Container) -> dict[Any, Any] | list[Any]:
+    return dict(content) if isinstance(content, dict) else list(content)
+
+
+def _put_back(content: Container, before: dict[Any, Any] | list[Any]) -> None:
+    """Make `content` hold what it held, in place, for others point at it; what did not change is not touched."""
+    if isinstance(content, dict) and isinstance(before, dict):
+        for name in [name for name in content if name not in before]:
+            del content[name]
+        for name, value in before.items():
+            if name not in content or content[name] is not value:
+                content[name] = value
+    elif len(content) != len(before) or any(now is not then for now, then in zip(content, before)):
+        content.clear()
+        if isinstance(content, set | dict):
+            content.update(before)
+        else:
+            content.extend(before)
 
 
 def _exchange_tensors(modules: list[nn.Module]) -> None:
@@ -83,13 +120,33 @@ def _exchange_tensors(modules: list[nn.Module]) -> None:
             clones[id(tensor)] = tensor.detach().clone()
         return clones[id(tensor)]
 
+    def exchanged(value: Any) -> Any:
+        given = isinstance(value, Tensor) and not (isinstance(value, Parameter) or value.requires_grad)
+        return cloned(value) if given else value
+
     for module in modules:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = cloned(buffer)
-        for name, value in list(module.__dict__.items()):
-            if isinstance(value, Tensor) and not value.requires_grad:
-                module.__dict__[name] = cloned(value)
+        for content in _attributes(module):
+            if isinstance(content, dict):
+                _put_back(content, {name: exchanged(value) for name, value in content.items()})
+            elif not isinstance(content, set):
+                _put_back(content, [exchanged(value) for value in content])
+
+
+def computed(model: nn.Module) -> dict[int, Tensor]:
+    """The numbers of tensors that a forward pass left in the model's attributes, by identity.
+
+    `copy.deepcopy` refuses a tensor that autograd made; as its memo this hands it what to take instead.
+    """
+    held = (
+        value
+        for module in model.modules()
+        for content in _contents(module)
+        for value in (content.values() if isinstance(content, dict) else content)
+    )
+    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def _set_mode(modules: list[nn.Module], training: bool | None) -> None:

@@ -6,10 +6,10 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from normscope.anatomy.isolate import computed
 from normscope.terms.errors import ModelError
 
 
@@ -52,11 +52,8 @@ def working_copy(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: the model cannot be copied.
     """
-    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     try:
-        with torch.no_grad():
-            computed = {id(value): value.detach().clone() for value in attributes if not value.is_leaf}
-            return copy.deepcopy(model, computed)
+        return copy.deepcopy(model, dict(computed(model)))
     except Exception as error:
         raise ModelError(
             f"A copy of {type(model).__name__} was asked for, to treat it and leave the original alone.",
