@@ -3,7 +3,8 @@
 ## What it finds
 Normalizations whose training statistics are taken over the batch, when a batch holds so few samples that the mean and
 variance of a channel are mostly chance. An error where a channel has a single value (nothing can be normalized, and
-torch raises), a warning up to 4 samples, a note up to 8.
+torch raises), a warning up to 4 samples, a note up to 8. Where the batch size was not given and the example stands in
+for it, a note at most: an example shows shapes, and need not be a training batch.
 
 ## Why it hurts
 The mean of n samples is off by 1/√n of a deviation, their standard deviation by 1/√(2n). With 2 samples that is
@@ -61,10 +62,13 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
         severity, threshold = "warning", HARMFUL
     else:
         severity, threshold = "note", NOISY
+    of = f"batches of {samples}"
+    if blueprint.batch_size is None:  # an example shows shapes; it need not be a training batch
+        severity, of = "note", f"batches of {samples}, if training batches are like the example"
     take = "1 normalization takes its" if len(norms) == 1 else f"{len(norms)} normalizations take their"
     yield RULE.finding(
         [norm.path for norm in norms],
-        f"{take} statistics from batches of {samples}: {noise}.",
+        f"{take} statistics from {of}: {noise}.",
         Evidence("batch_size", samples, threshold.value, unit=threshold.unit, source=threshold.source),
         severity=severity,
         prescriptions=list(_prescriptions(norms)),
