@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from normscope.kernels.cpu.compiled.loops import BLOCK, NONE, apart, mean, read, spread, write
 from normscope.kernels.cpu.compiled.machine import F1, WORDS, exponential, jit, kernel, pointer, take
-from normscope.kernels.cpu.compiled.rows import NONE, _mean, _means, _spread
 
 _TWO, _NEAR = np.float32(2), np.float32(0.625)
 _T0, _T1, _T2 = np.float32(-5.70498872745e-3), np.float32(2.06390887954e-2), np.float32(-5.37397155531e-2)
@@ -36,8 +36,8 @@ def tanh(z: Any) -> Any:
 @jit
 def _measured(xs: Any, rms: bool, eps: float, told: Any) -> None:
     """Mean and 1/σ of `xs` into `told`."""
-    high = NONE if rms else np.float32(_mean(xs))
-    linear, square = _spread(xs, high)
+    high = NONE if rms else np.float32(mean(xs))
+    linear, square = spread(xs, high)
     told[0] = 0.0 if rms else high + linear
     told[1] = 1.0 / math.sqrt((square if rms else square - linear * linear) + eps)
 
@@ -104,12 +104,23 @@ def forward(rms: bool) -> Any:
 @jit
 def _back(normal: Any, dz: Any, weight: Any, of_weight: Any, rms: bool, scale: Any, out: Any) -> None:
     """Through a norm: its share of the weight's gradient, and the gradient of what it was given added to `out`."""
-    for j in range(len(dz)):
-        of_weight[j] += np.float64(dz[j] * normal[j])
-    plain, along = _means(normal, dz, weight)
+    apart()
+    plain, along = 0.0, 0.0
+    for start in range(0, len(dz), BLOCK):
+        a, b = NONE, NONE
+        for j in range(start, min(start + BLOCK, len(dz))):
+            n, d = read(normal, j), read(dz, j)
+            write(of_weight, j, read(of_weight, j) + np.float64(d * n))
+            d *= read(weight, j)
+            write(dz, j, d)
+            a += d
+            b += d * n
+        plain += a
+        along += b
+    plain, along = plain / len(dz), along / len(dz)
     a, b, s = np.float32(0.0 if rms else plain), np.float32(along), np.float32(scale)
     for j in range(len(dz)):
-        out[j] += s * (dz[j] - a - normal[j] * b)
+        write(out, j, read(out, j) + s * (read(dz, j) - a - read(normal, j) * b))
 
 
 def backward(rms: bool) -> Any:

@@ -10,63 +10,29 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from normscope.kernels.cpu.compiled.machine import (
-    WORDS,
-    activated,
-    exponential,
-    jit,
-    kernel,
-    load,
-    normal_cdf,
-    pointer,
-    slope,
-    store,
-    take,
-)
+from normscope.kernels.cpu.compiled.loops import BLOCK, NONE, apart, mean, read, spread, write
+from normscope.kernels.cpu.compiled.machine import WORDS, activated, inlined, kernel, slope, take
+from normscope.kernels.cpu.compiled.operands import numbers, words
 
-BLOCK = 1024  # columns whose sum is kept in float32
 ROWS = 32  # rows whose sums for the affine part are kept in float32
-NONE, MINUS_HALF, PEAK = np.float32(0), np.float32(-0.5), np.float32(1 / math.sqrt(2 * math.pi))
 
 
-@jit
-def _mean(xs: Any) -> float:
-    total = 0.0
-    for start in range(0, len(xs), BLOCK):
-        part, block = NONE, xs[start : start + BLOCK]  # counted from 0, or the compiler minds negative places
-        for i in range(len(block)):
-            part += load(block, i)
-        total += part
-    return total / len(xs)
+@inlined
+def _normal(xs: Any, i: int, high: Any, rstd: Any, offset: Any, rms: bool) -> Any:
+    return read(xs, i) * rstd if rms else (read(xs, i) - high) * rstd - offset
 
 
-@jit
-def _spread(xs: Any, high: Any) -> Any:
-    """The means of x − high and of its square."""
-    linear, square = 0.0, 0.0
-    for start in range(0, len(xs), BLOCK):
-        a, b, block = NONE, NONE, xs[start : start + BLOCK]
-        for i in range(len(block)):
-            d = load(block, i) - high
-            a += d
-            b += d * d
-        linear += a
-        square += b
-    return linear / len(xs), square / len(xs)
-
-
-@jit
+@inlined
 def _write(
-    xs: Any, ys: Any, more: Any, weight: Any, bias: Any, high: Any, rstd: Any, offset: Any, activation: int, added: bool
-) -> None:
-    if added:
-        for i in range(len(xs)):
-            z = ((load(xs, i) - high) * rstd - offset) * weight[i] + bias[i] + load(more, i)
-            store(ys, i, activated(activation, z))
-    else:
-        for i in range(len(xs)):
-            z = ((load(xs, i) - high) * rstd - offset) * weight[i] + bias[i]
-            store(ys, i, activated(activation, z))
+    xs: Any, ys: Any, more: Any, weight: Any, bias: Any, high: Any, rstd: Any, offset: Any, activation: int,
+    added: bool, rms: bool,
+) -> None:  # fmt: skip
+    apart()
+    for i in range(len(xs)):
+        z = _normal(xs, i, high, rstd, offset, rms) * read(weight, i) + read(bias, i)
+        if added:
+            z += read(more, i)
+        write(ys, i, activated(activation, z))
 
 
 def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
@@ -74,17 +40,13 @@ def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
-        word, real = carray(p, (WORDS,), np.int64), carray(p, (WORDS,), np.float64)
+        word, real = words(p), carray(p, (WORDS,), np.float64)
         own, tasks, rows, channels, panel, eps = word[1], word[2], word[3], word[4], word[5], real[9]
         every = rows * channels
-        x, y = carray(pointer(word[10]), (every,), dtype), carray(pointer(word[11]), (every,), dtype)
-        weight = carray(pointer(word[12]), (channels,), np.float32)
-        bias = carray(pointer(word[13]), (channels,), np.float32)
-        means, variances = (
-            carray(pointer(word[14]), (rows,), np.float64),
-            carray(pointer(word[15]), (rows,), np.float64),
-        )
-        more = carray(pointer(word[16]), (every if added else 1,), dtype)
+        x, y = numbers(word, 10, every, dtype), numbers(word, 11, every, dtype)
+        weight, bias = numbers(word, 12, channels, np.float32), numbers(word, 13, channels, np.float32)
+        means, variances = numbers(word, 14, rows, np.float64), numbers(word, 15, rows, np.float64)
+        more = numbers(word, 16, every if added else 1, dtype)
         while True:
             t = take(own)
             if t >= tasks:
@@ -92,102 +54,72 @@ def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
             for row in range(t * panel, min(rows, (t + 1) * panel)):
                 first, last = row * channels, (row + 1) * channels
                 xs = x[first:last]
-                mean = _mean(xs)
-                high = NONE if rms else np.float32(mean)
-                linear, square = _spread(xs, high)
-                means[row] = mean if rms else high + linear
+                high = NONE if rms else np.float32(mean(xs))
+                linear, square = spread(xs, high)
+                means[row] = high + linear
                 variances[row] = square if rms else square - linear * linear
                 rstd = 1.0 / math.sqrt(variances[row] + eps)
-                offset = NONE if rms else np.float32(linear * rstd)
                 _write(
                     xs, y[first:last], more[first:last] if added else more, weight, bias, high, np.float32(rstd),
-                    offset, activation, added,
+                    np.float32(linear * rstd), activation, added, rms,
                 )  # fmt: skip
 
     return kernel(run)
 
 
-@jit
-def _through(
-    xs: Any, dys: Any, ms: Any, drs: Any, normal: Any, dz: Any, weight: Any, bias: Any, high: Any, rstd: Any,
-    offset: Any, activation: int, kept: int,
-) -> None:  # fmt: skip
-    """x̂ into `normal`, and the gradient of what the activation was given into `dz`; with `kept`, also into `drs`."""
-    for i in range(len(xs)):
-        normal[i] = (load(xs, i) - high) * rstd - offset
-    if activation == 0:
-        for i in range(len(xs)):
-            dz[i] = load(dys, i)
-        return
-    if kept == 1:
-        for i in range(len(xs)):
-            dz[i] = load(ms, i)
-    else:
-        for i in range(len(xs)):
-            dz[i] = normal[i] * weight[i] + bias[i]
-        if kept:
-            for i in range(len(xs)):
-                dz[i] += load(ms, i)
-    _slopes(activation, dz)
-    for i in range(len(xs)):
-        dz[i] *= load(dys, i)
-    if kept:
-        for i in range(len(xs)):
-            store(drs, i, dz[i])
+@inlined
+def _gathered(
+    xs: Any, dys: Any, ms: Any, drs: Any, dz: Any, weight: Any, bias: Any, of_weight: Any, of_bias: Any, high: Any,
+    rstd: Any, offset: Any, activation: int, kept: int, rms: bool,
+) -> Any:  # fmt: skip
+    """Add a row's share in the gradients of weight and bias; the means of g·dz, and of it times x̂.
 
-
-@jit
-def _slopes(activation: int, z: Any) -> None:
-    """f′ in place of z: one loop for each f, since a loop that chooses within does not become vector code."""
-    if activation == 1:
-        for i in range(len(z)):
-            z[i] = slope(1, z[i])
-    elif activation == 2:
-        for i in range(len(z)):
-            z[i] = slope(2, z[i])
-    elif activation == 3:
-        for i in range(len(z)):
-            z[i] = slope(3, z[i])
-    else:  # Φ(z) + z·φ(z), in two
-        density = np.empty(len(z), np.float32)
-        for i in range(len(z)):
-            density[i] = exponential(MINUS_HALF * z[i] * z[i])
-        for i in range(len(z)):
-            z[i] = normal_cdf(z[i]) + z[i] * PEAK * density[i]
-
-
-@jit
-def _means(normal: Any, dz: Any, weight: Any) -> Any:
-    """Multiply dz by g; the mean of that, and of that times x̂."""
+    dz is the gradient of what the activation was given: it goes to `drs` with `kept`, and g·dz to `dz`.
+    """
+    apart()
     plain, along = 0.0, 0.0
-    for i in range(len(dz)):
-        dz[i] *= weight[i]
-    for start in range(0, len(dz), BLOCK):
-        a, b, one, other = NONE, NONE, dz[start : start + BLOCK], normal[start : start + BLOCK]
-        for i in range(len(one)):
-            a += one[i]
-            b += one[i] * other[i]
+    for start in range(0, len(xs), BLOCK):
+        a, b = NONE, NONE
+        for i in range(start, min(start + BLOCK, len(xs))):
+            normal, d = _normal(xs, i, high, rstd, offset, rms), read(dys, i)
+            if activation:
+                z = read(ms, i) if kept == 1 else normal * read(weight, i) + read(bias, i)
+                if kept == 2:
+                    z += read(ms, i)
+                d *= slope(activation, z)
+            if kept:
+                write(drs, i, d)
+            write(of_bias, i, read(of_bias, i) + d)
+            write(of_weight, i, read(of_weight, i) + d * normal)
+            d *= read(weight, i)
+            if activation:
+                write(dz, i, d)
+            a += d
+            b += d * normal
         plain += a
         along += b
-    return plain / len(dz), along / len(dz)
+    return plain / len(xs), along / len(xs)
 
 
-@jit
-def _add(total: Any, x: Any) -> None:
+@inlined
+def _write_back(
+    xs: Any, dys: Any, dz: Any, dxs: Any, weight: Any, high: Any, rstd: Any, offset: Any, plain: Any, along: Any,
+    activation: int, rms: bool,
+) -> None:  # fmt: skip
+    apart()
+    for i in range(len(xs)):
+        d = read(dz, i) if activation else read(dys, i) * read(weight, i)
+        if not rms:
+            d -= plain
+        write(dxs, i, rstd * (d - _normal(xs, i, high, rstd, offset, rms) * along))
+
+
+@inlined
+def _add(total: Any, part: Any) -> None:
+    """Add the float32 `part` to the float64 `total`, and begin it anew."""
     for i in range(len(total)):
-        total[i] += x[i]
-
-
-@jit
-def _add_product(total: Any, x: Any, y: Any) -> None:
-    for i in range(len(total)):
-        total[i] += x[i] * y[i]
-
-
-@jit
-def _write_back(dxs: Any, g: Any, normal: Any, plain: Any, along: Any, rstd: Any) -> None:
-    for i in range(len(g)):
-        store(dxs, i, rstd * (g[i] - plain - normal[i] * along))
+        total[i] += np.float64(part[i])
+        part[i] = NONE
 
 
 def backward(half: bool, activation: int, kept: int, rms: bool) -> Any:
@@ -195,52 +127,43 @@ def backward(half: bool, activation: int, kept: int, rms: bool) -> Any:
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
-        word, real = carray(p, (WORDS,), np.int64), carray(p, (WORDS,), np.float64)
+        word, real = words(p), carray(p, (WORDS,), np.float64)
         own, tasks, rows, channels, panel, eps = word[1], word[2], word[3], word[4], word[5], real[9]
         every = rows * channels
-        x, dx = carray(pointer(word[10]), (every,), dtype), carray(pointer(word[11]), (every,), dtype)
-        weight = carray(pointer(word[12]), (channels,), np.float32)
-        bias = carray(pointer(word[13]), (channels,), np.float32)
-        means, variances = (
-            carray(pointer(word[14]), (rows,), np.float64),
-            carray(pointer(word[15]), (rows,), np.float64),
+        x, dx, dy = (
+            numbers(word, 10, every, dtype),
+            numbers(word, 11, every, dtype),
+            numbers(word, 17, every, dtype),
         )
-        more = carray(pointer(word[16]), (every if kept else 1,), dtype)
-        dy = carray(pointer(word[17]), (every,), dtype)
-        dw, db = (
-            carray(pointer(word[18]), (tasks, channels), np.float64),
-            carray(pointer(word[19]), (tasks, channels), np.float64),
-        )
-        dr = carray(pointer(word[20]), (every if kept else 1,), dtype)
-        normal, dz = np.empty(channels, np.float32), np.empty(channels, np.float32)
-        of_weight, of_bias = np.empty(channels, np.float32), np.empty(channels, np.float32)
+        weight, bias = numbers(word, 12, channels, np.float32), numbers(word, 13, channels, np.float32)
+        means, variances = numbers(word, 14, rows, np.float64), numbers(word, 15, rows, np.float64)
+        dw, db = numbers(word, 18, tasks * channels, np.float64), numbers(word, 19, tasks * channels, np.float64)
+        more, dr = numbers(word, 16, every if kept else 1, dtype), numbers(word, 20, every if kept else 1, dtype)
+        dz, of_weight, of_bias = np.zeros((3, channels), np.float32)
         while True:
             t = take(own)
             if t >= tasks:
                 break
-            dw[t], db[t] = 0.0, 0.0
+            dws, dbs = dw[t * channels : (t + 1) * channels], db[t * channels : (t + 1) * channels]
+            dws[:] = 0.0
+            dbs[:] = 0.0
             for begin in range(t * panel, min(rows, (t + 1) * panel), ROWS):
-                of_weight[:] = NONE
-                of_bias[:] = NONE
                 for row in range(begin, min(rows, (t + 1) * panel, begin + ROWS)):
                     first, last = row * channels, (row + 1) * channels
                     high = NONE if rms else np.float32(means[row])
                     rstd = 1.0 / math.sqrt(variances[row] + eps)
-                    offset = NONE if rms else np.float32((means[row] - high) * rstd)  # what float32 cannot hold of μ
+                    offset = np.float32((means[row] - high) * rstd)  # what float32 cannot hold of μ
                     inverse = np.float32(rstd)
-                    _through(
-                        x[first:last], dy[first:last], more[first:last] if kept else more,
-                        dr[first:last] if kept else dr, normal, dz, weight, bias, high, inverse, offset, activation,
-                        kept,
+                    xs, dys = x[first:last], dy[first:last]
+                    plain, along = _gathered(
+                        xs, dys, more[first:last] if kept else more, dr[first:last] if kept else dr, dz, weight, bias,
+                        of_weight, of_bias, high, inverse, offset, activation, kept, rms,
                     )  # fmt: skip
-                    _add(of_bias, dz)
-                    _add_product(of_weight, dz, normal)
-                    plain, along = _means(normal, dz, weight)
-                    a, b = np.float32(0.0 if rms else plain), np.float32(along)
-                    dxs = dx[first:last]
-                    _write_back(dxs, dz, normal, a, b, inverse)
-                for i in range(channels):
-                    dw[t, i] += of_weight[i]
-                    db[t, i] += of_bias[i]
+                    _write_back(
+                        xs, dys, dz, dx[first:last], weight, high, inverse, offset, np.float32(plain),
+                        np.float32(along), activation, rms,
+                    )  # fmt: skip
+                _add(dws, of_weight)
+                _add(dbs, of_bias)
 
     return kernel(run)
