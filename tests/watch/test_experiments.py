@@ -1,5 +1,7 @@
 """What runs the fixed batch at other parameters: each on a case solved by hand, and none of it touches the training."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,45 @@ def test_the_gradient_shift_of_a_chain_is_what_its_derivatives_say(tmp_path):
     assert value(record, "gradient_shift_cosine", "1") == pytest.approx(1.0)
     assert not len(record.series("0:output", "gradient_shift"))  # nothing is below the first layer
     assert list(record.series("2", "gradient_shift").steps) == [0]
+
+
+def test_parameters_of_no_layer_are_layers_where_they_come_in(tmp_path):
+    class Head(nn.Module):
+        def __init__(self, weight, offset):
+            super().__init__()
+            self.offset, self.weight = nn.Parameter(torch.tensor([offset])), nn.Parameter(torch.tensor([weight]))
+
+        def forward(self, h):
+            return self.weight * h + self.offset
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = Head(3.0, 0.0)  # registered first, used last
+            self.layer = chain(2.0)[0]
+            self.token = nn.Parameter(torch.tensor([[1.0]]))
+            self.idle = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return self.head(self.layer(x * self.token))
+
+    # The chain of the test above, a and c without a layer of their own, and L = (c b a + o)² / 2 with o = 0.
+    a, b, c, rate = 1.0, 2.0, 3.0, 0.01
+    slope = {"a": c**2 * b**2 * a, "b": c**2 * b * a**2, "c": c * b**2 * a**2, "o": c * b * a}
+    later = {"a": a - rate * slope["a"], "b": b - rate * slope["b"]}
+    model = Model()
+    record = trained(model, torch.ones(4, 1), tmp_path, rate=rate)
+    shift = abs(c**2 * b * later["a"] ** 2 - slope["b"])
+    assert value(record, "gradient_shift", "layer") == pytest.approx(shift, rel=1e-4)
+    moved = {"c": c * later["b"] ** 2 * later["a"] ** 2, "o": c * later["b"] * later["a"]}
+    shift = math.hypot(*(moved[name] - slope[name] for name in "co"))
+    assert value(record, "gradient_shift", "head@offset:parameter") == pytest.approx(shift, rel=1e-4)
+    cosine = sum(moved[n] * slope[n] for n in "co") / math.hypot(*moved.values()) / math.hypot(slope["c"], slope["o"])
+    assert value(record, "gradient_shift_cosine", "head@offset:parameter") == pytest.approx(cosine, rel=1e-5)
+    fixed = FixedBatch(model, Probe((torch.ones(4, 1),)), [], loss_fn=None, seed=0)
+    layers = fixed.bench(fixed.kept()).layers
+    assert [layer.site.key for layer in layers] == ["@token:parameter", "layer:output", "head@offset:parameter"]
+    assert [len(layer.below) for layer in layers] == [0, 1, 2]  # the idle one is nowhere
 
 
 def test_a_layer_below_that_turns_the_gradient_around_shows_in_the_cosine(tmp_path):

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import floor
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -31,9 +32,17 @@ class Slope(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A norm or producer with parameters: its site, and the indices of its own places and of those of layers below."""
+    """A norm or producer with parameters; or what another module has of its own between two of them.
+
+    Attributes:
+        site: that of the output; of parameters on their own, that of the first one's value.
+        depth: where it stands in the order of execution, on the scale of `Site.depth`.
+        own: the indices of its own places.
+        below: those of all layers that stand before it.
+    """
 
     site: Site
+    depth: float
     own: tuple[int, ...]
     below: tuple[int, ...]
 
@@ -51,6 +60,7 @@ class Bench:
             no gradient held in its place.
         outputs: by site key, the site and the summary of each output at some parameters: one forward pass.
         curvature: the Hessian at θ_{t+1} times a direction: one forward and two backward passes; None like `slope`.
+        entries: of each place, where its parameter comes in (`entry.entries`), for those of no norm or producer.
     """
 
     sites: Sequence[Site]
@@ -60,6 +70,7 @@ class Bench:
     slope: Callable[[Values], Slope | None]
     outputs: Callable[[Values], dict[str, tuple[Site, Summary]]]
     curvature: Callable[[Values], Values | None]
+    entries: Callable[[], Sequence[float | None]]
 
     @property
     def update(self) -> Values:
@@ -68,18 +79,31 @@ class Bench:
 
     @property
     def layers(self) -> list[Layer]:
-        """The norms and producers that have parameters, in order of execution; what is below, by first call."""
-        homes = [_home(place.value.path, self.sites) for place in self.places]
-        depths = [-1 if home is None else home.depth for home in homes]
-        known = {home.path: home for home in homes if home is not None and home.depth >= 0}
-        return [
-            Layer(
-                home,
-                tuple(at for at, other in enumerate(homes) if other is not None and other.path == home.path),
-                tuple(at for at, depth in enumerate(depths) if 0 <= depth < home.depth),
-            )
-            for home in sorted(known.values(), key=lambda site: site.depth)
-        ]
+        """The norms and producers that have parameters, and parameters of none, in order of execution by first call."""
+        homes = [home if home is None or home.depth >= 0 else None for home in map(self._home, self.places)]
+        entries = self.entries() if None in homes else ()
+        depths = [entries[at] if home is None else float(home.depth) for at, home in enumerate(homes)]
+        sites = [home or place.value for home, place in zip(homes, self.places)]
+        found: dict[tuple[str, int], dict[int, float]] = {}
+        for at, depth in enumerate(depths):
+            if depth is not None:  # of one module, and between the same two layers
+                found.setdefault((sites[at].path, floor(depth)), {})[at] = depth
+        layers = []
+        for own in found.values():
+            begins = min(own.values())
+            below = (at for at, depth in enumerate(depths) if depth is not None and depth < begins)
+            layers.append(Layer(sites[min(own)], begins, tuple(own), tuple(below)))
+        return sorted(layers, key=lambda layer: layer.depth)
+
+    def _home(self, place: Place) -> Site | None:
+        """The norm or producer whose parameter it is, if it is one's (a parametrized weight lies inside its layer)."""
+        by_path = {site.path: site for site in reversed(self.sites)}
+        path = place.value.path
+        while path:
+            if path in by_path:
+                return by_path[path]
+            path = path.rpartition(".")[0]
+        return by_path.get("")
 
     def mixed(self, moved: Iterable[int]) -> Values:
         """θ_t, with θ_{t+1} at the places `moved`."""
@@ -149,13 +173,3 @@ def placed(model: nn.Module, places: Sequence[Place], values: Values) -> Iterato
 
 def _there(values: Values) -> list[Tensor]:
     return [value for value in values if value is not None]
-
-
-def _home(path: str, sites: Sequence[Site]) -> Site | None:
-    """The site of the module at `path`, or of the one around it (a parametrized weight lies inside its layer)."""
-    by_path = {site.path: site for site in reversed(sites)}
-    while path:
-        if path in by_path:
-            return by_path[path]
-        path = path.rpartition(".")[0]
-    return by_path.get("")

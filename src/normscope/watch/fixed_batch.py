@@ -24,6 +24,7 @@ from normscope.terms.errors import ModelError
 from normscope.terms.site import Site
 from normscope.watch.attention import Attending
 from normscope.watch.bench import Bench, Slope, Values, placed
+from normscope.watch.entry import entries
 from normscope.watch.hooks import saving_privately
 from normscope.watch.measure import Distribution, Measure, Mode, Reading, Scalar, Sight, View
 from normscope.watch.plan import Plan, input_of, root_of
@@ -60,6 +61,7 @@ class FixedBatch:
         self._criterion = Replica(loss_fn) if isinstance(loss_fn, nn.Module) else None
         self._loss_fn = self._criterion.model if self._criterion is not None else loss_fn
         self._seed = seed
+        self._entered: list[float | None] | None = None
         self._replica = Replica(model)
         self._replica.refresh()
         with _apart(self._replica.model, None, seed):
@@ -139,7 +141,18 @@ class FixedBatch:
             slope=lambda values: self._slope(values, held, scale),
             outputs=self._outputs,
             curvature=lambda direction: self._curvature(after, direction, held),
+            entries=self._entries,
         )
+
+    def _entries(self) -> list[float | None]:
+        if self._entered is None:
+            model, parameters = self._replica.model, [place.parameter for place in self._plan.places]
+            depths = {(site.path, site.call): site.depth for site in self.sites}
+            with _apart(model, None, self._seed):
+                self._entered = entries(
+                    model, self.probe.detached(), parameters, lambda call: depths.get((call.path, call.call))
+                )
+        return self._entered
 
     def _refresh(self) -> None:
         for replica in (self._replica, self._criterion):

@@ -19,7 +19,8 @@ class Amplification(Experiment):
       standard deviations of the output (`watch.deviation`). Above 1 the shift grew on its way.
     - ``shift_from:<path>`` at each output behind it, its own among them: the shift that arrived there.
 
-    At most `LAYERS` layers are moved, evenly over the depth. This takes one forward pass for each, and one for all.
+    At most `LAYERS` layers are moved, evenly over the depth; parameters of no norm or producer have no output of their
+    own and stay. This takes one forward pass for each, and one for all.
     """
 
     passes = LAYERS + 1
@@ -31,7 +32,8 @@ class Amplification(Experiment):
         if not ends:
             return
         last = max(ends, key=lambda site: site.depth)
-        for layer in spread([layer for layer in bench.layers if layer.site.depth < last.depth], LAYERS):
+        layers = [layer for layer in bench.layers if layer.site.what == "output" and layer.depth < last.depth]
+        for layer in spread(layers, LAYERS):
             moved = bench.outputs(bench.mixed(layer.own))
             shifts = {
                 site.key: (site, deviation(summary, moved[key][1]))

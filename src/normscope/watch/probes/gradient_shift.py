@@ -2,6 +2,7 @@
 
 Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?", section 2.2, definition 2.1: the difference of
 G_{t,i} = ∇_{W_i} L(W_1^t, …, W_k^t) and G'_{t,i} = ∇_{W_i} L(W_1^{t+1}, …, W_{i−1}^{t+1}, W_i^t, …, W_k^t), same batch.
+The paper takes the batch of the step; here it is the fixed batch, so that steps can be compared.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ class GradientShift(Experiment):
     - ``gradient_shift``: ‖G − G'‖, in units of the loss per unit of the parameters.
     - ``gradient_shift_cosine``: the cosine of G and G'; 1 where the update below changed the length at most.
 
-    At most `LAYERS` layers are looked at, evenly over the depth, the last among them; the first has none below. This
-    takes one forward and backward pass for each, and one for all.
+    W_i are all parameters of one norm or producer; or those that another module has of its own between two of them (a
+    class token, the scale of a branch, a head written by hand), told at the value of the first. 1, …, i − 1 are those
+    that come in before in the forward pass (`entry.entries`). At most `LAYERS` are looked at, evenly over the depth,
+    the last among them; the first has none below. This takes one forward and backward pass for each, and one for all.
     """
 
     passes = LAYERS + 1
