@@ -150,27 +150,53 @@ def test_on_cuda_no_kernel_is_chosen_that_nobody_has_measured():
 # the summary ------------------------------------------------------------------------------------------
 
 
+def read(told: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The tally, and the five numbers."""
+    return told[: summary.CELLS].numpy(), told[summary.CELLS :].numpy().view(np.float64)
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-def test_a_summary_in_one_reading_is_the_summary(dtype):
+@pytest.mark.parametrize("gap", [1, 3])
+def test_a_summary_in_one_reading_is_the_summary(dtype, gap):
     torch.manual_seed(0)
     x = torch.randn(3, 7, 501) * torch.logspace(-12, 12, 501) + 1
     x[0, 0, :6] = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-41])
     x = x.to(dtype)
-    told, wanted = summary.told(x), Summary.of(x)
-    tally = np.concatenate((wanted.sketch.counts, [getattr(wanted.sketch, name) for name in APART]))
-    assert np.array_equal(told.tally.numpy(), tally)
+    x = x if gap == 1 else x.flatten()[::gap]
+    (tally, numbers), wanted = read(summary.told(x)), Summary.of(x)
+    assert np.array_equal(
+        tally, np.concatenate((wanted.sketch.counts, [getattr(wanted.sketch, name) for name in APART]))
+    )
     moments = wanted.moments
     truth = [moments.count, moments.mean, moments.m2, wanted.low, wanted.high]
-    np.testing.assert_allclose(told.numbers.numpy(), np.array(truth, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(numbers, np.array(truth, dtype=np.float64), rtol=1e-12)
 
 
 APART = ("zeros", "nan", "pos_inf", "neg_inf")
 
 
 def test_the_summary_of_numbers_none_of_which_is_finite():
-    told = summary.told(torch.tensor([float("nan"), float("inf")]))
-    assert told.tally.sum() == 2 and told.tally[2049] == told.tally[2050] == 1
-    assert told.numbers[0] == 0 and told.numbers[1].isnan() and told.numbers[3:].isnan().all()
+    tally, numbers = read(summary.told(torch.tensor([float("nan"), float("inf")])))
+    assert tally.sum() == 2 and tally[2049] == tally[2050] == 1
+    assert numbers[0] == 0 and np.isnan(numbers[[1, 3, 4]]).all() and numbers[2] == 0
+
+
+def test_summaries_of_rows(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(summary, "_BLOCK", 128)
+    x = torch.randn(600, 7).T * torch.arange(1, 8)[:, None]
+    assert torch.equal(summary.of_rows(x), torch.stack([summary.told(row) for row in x]))
+
+
+def test_a_summary_by_many_programs_the_first_of_which_finds_nothing(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(summary, "_BLOCK", 64)
+    x = torch.randn(3000) + 5
+    x[:64] = float("nan")
+    _, numbers = read(summary.told(x))
+    wide = x[64:].double()
+    truth = [2936, wide.mean(), ((wide - wide.mean()) ** 2).sum(), wide.min(), wide.max()]
+    np.testing.assert_allclose(numbers, np.array(truth), rtol=1e-12)
 
 
 def test_the_cells_are_those_of_the_sketch():
@@ -182,7 +208,7 @@ def test_the_cells_are_those_of_the_sketch():
 def test_a_summary_is_refused_in_words(monkeypatch):
     assert summary.refuses(torch.ones(2)) is None
     assert summary.refuses(torch.ones(2, dtype=F64)) == "it reads float32, bfloat16 and float16, not float64"
-    assert summary.refuses(torch.ones(0)) == "the tensor is empty, or neither contiguous nor channels_last"
-    assert summary.refuses(torch.ones(4)[::2]) == "the tensor is empty, or neither contiguous nor channels_last"
+    for x in (torch.ones(0), torch.ones(4, 4)[:, ::2]):
+        assert summary.refuses(x) == "the tensor is empty, or neither contiguous, nor channels_last, nor of one axis"
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert summary.refuses(torch.ones(2)) == "it computes on CUDA, not on cpu"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from normscope.stats.moments import Moments
-from normscope.stats.rows import measured, rows_at_once
+from normscope.stats.rows import Tell, measured, rows_at_once
 from normscope.stats.sketch import Sketch
 from normscope.stats.summary import Summary
 from normscope.stats.values import exact, values
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def summarize(rows: Iterable[torch.Tensor], sizes: Sequence[int] | None = None) -> list[Summary]:
+def summarize(
+    rows: Iterable[torch.Tensor], sizes: Sequence[int] | None = None, tell: Tell | None = None
+) -> list[Summary]:
     """The summary of each of `rows`: tensors of any length, dtype and device, measured together with others like them.
 
     sizes: the numbers of elements of the tensors that the rows stand for; without it, a row stands for itself.
+    tell: a faster way for some of them, see `rows.measured`.
     """
     samples = [exact(values(row)).reshape(-1) for row in rows]
     sizes = [sample.numel() for sample in samples] if sizes is None else sizes
     found: dict[int, Summary] = {}
     for alike in _by_device(samples):
         indices = [index for group in alike for index in group]
-        found.update(zip(indices, _summaries(_matrices(samples, alike), [sizes[index] for index in indices])))
+        found.update(zip(indices, _summaries(_matrices(samples, alike), [sizes[index] for index in indices], tell)))
     return [found[index] for index in range(len(samples))]
 
 
@@ -49,8 +52,8 @@ def _matrices(samples: Sequence[torch.Tensor], alike: Sequence[Sequence[int]]) -
             yield torch.stack([samples[index] for index in group[start : start + step]])
 
 
-def _summaries(matrices: Iterable[torch.Tensor], sizes: Sequence[int]) -> list[Summary]:
-    rows = measured(matrices)
+def _summaries(matrices: Iterable[torch.Tensor], sizes: Sequence[int], tell: Tell | None) -> list[Summary]:
+    rows = measured(matrices, tell)
     moments = zip(rows.moments.count, rows.moments.mean, rows.moments.m2)
     bounds = zip(rows.low.tolist(), rows.high.tolist())
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Tell = Callable[["torch.Tensor"], "torch.Tensor | None"]
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Of R rows: moments (R,), tally int64 (R, CELLS), and the least and greatest finite value, float64 (R,)."""
@@ -26,12 +29,15 @@ class Rows:
     high: np.ndarray
 
 
-def measured(matrices: Iterable[torch.Tensor]) -> Rows:
-    """The statistics of the rows of all `matrices`, each (R_i, n_i), of any dtypes, on one device; one transfer."""
+def measured(matrices: Iterable[torch.Tensor], tell: Tell | None = None) -> Rows:
+    """The statistics of the rows of all `matrices`, each (R_i, n_i), of any dtypes, on one device; one transfer.
+
+    tell: a faster way to the row that `_measured_block` makes of each row of a block, or None where it does not serve.
+    """
     import torch
 
     blocks = (block for matrix in matrices for block in matrix.split(rows_at_once(matrix)))
-    told = torch.cat([_measured_block(exact(block)) for block in blocks]).cpu().numpy()
+    told = torch.cat([_told(block, tell) for block in blocks]).cpu().numpy()
     count, mean, m2, low, high = np.ascontiguousarray(told[:, CELLS:].T).view(np.float64)
     return Rows(Moments(count, mean, m2), told[:, :CELLS], low, high)
 
@@ -40,6 +46,11 @@ def rows_at_once(x: torch.Tensor) -> int:
     """How many rows as long as the last axis of `x` to measure in one go."""
     room = block_size(x.device)
     return max(1, min(room // max(1, x.shape[-1]), room // CELLS))  # a row's tally takes room as well
+
+
+def _told(block: torch.Tensor, tell: Tell | None) -> torch.Tensor:
+    found = None if tell is None else tell(block)
+    return _measured_block(exact(block)) if found is None else found
 
 
 def _measured_block(x: torch.Tensor) -> torch.Tensor:

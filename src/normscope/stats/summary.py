@@ -14,7 +14,7 @@ from normscope.stats.cdf import Cdf
 from normscope.stats.moments import Moments, by_channel
 from normscope.stats.monoid import Arrays, Monoid, prefixed, unprefixed
 from normscope.stats.quantiles import Quantiles
-from normscope.stats.rows import measured
+from normscope.stats.rows import Tell, measured
 from normscope.stats.sketch import Sketch
 from normscope.stats.values import block_size, values
 from normscope.terms.datum import Datum
@@ -43,13 +43,16 @@ class Summary(Monoid, Datum):
         return cls(Moments.empty(), Sketch.empty(), nan, nan, 0)
 
     @classmethod
-    def of(cls, x: Any, channel_axis: int | None = None) -> Summary:
-        """The summary of every element of a tensor or array; with moments per channel when `channel_axis` is given."""
+    def of(cls, x: Any, channel_axis: int | None = None, tell: Tell | None = None) -> Summary:
+        """The summary of every element of a tensor or array; with moments per channel when `channel_axis` is given.
+
+        tell: a faster way, see `rows.measured`.
+        """
         tensor = values(x)
         channels = None if channel_axis is None else Moments.of(tensor, channel_axis)
         flat, width = by_channel(tensor, None, keep_order=False).view(-1), block_size(tensor.device)
         whole = flat.numel() - flat.numel() % width
-        rows = measured((flat[:whole].view(-1, width), flat[whole:].view(1, -1)))
+        rows = measured((flat[:whole].view(-1, width), flat[whole:].view(1, -1)), tell)
         return cls(
             rows.moments.pooled(),
             Sketch.from_tally(rows.tally.sum(0)),

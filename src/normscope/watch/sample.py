@@ -20,6 +20,7 @@ from normscope.stats.sample import strided
 from normscope.stats.summary import Summary
 from normscope.stats.values import exact
 from normscope.terms.site import Site
+from normscope.watch import on_device
 
 ELEMENTS = 32768
 """How much of a tensor of the fixed batch is read: with 64 channels 512 cells each, a mean to 4% of a deviation.
@@ -82,7 +83,7 @@ def change_of(row: Row, site: Site, tensor: Tensor) -> Row | None:
 def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
     """The site and the digest of each of `rows`; those that are still to be made are made together."""
     samples = [(row.sample, row.size) for row in rows if row.digest is None and row.sample is not None]
-    made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples]))
+    made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples], on_device.told))
     return [(row.site, Digest.of(next(made)) if row.digest is None else row.digest) for row in rows]
 
 
@@ -127,7 +128,9 @@ def summary_of(tensor: Tensor, channel_axis: int | None, *, quantiles: bool = Fa
     size = tensor.numel()
     if channel_axis is None or not -tensor.ndim <= channel_axis < tensor.ndim or tensor.ndim < 2:
         digest = compiled.digest(tensor, ELEMENTS)
-        return replace(Summary.of(strided(tensor, ELEMENTS)), size=size) if digest is None else digest.summary
+        if digest is not None:
+            return digest.summary
+        return replace(Summary.of(strided(tensor, ELEMENTS), tell=on_device.told), size=size)
     if compiled.serves(tensor) and tensor.shape[channel_axis] <= ELEMENTS:
         places = _places(tuple(tensor.shape), tensor.stride(), channel_axis % tensor.ndim)
         found = compiled.digest_by_channel(tensor, places, tensor.shape[channel_axis])
@@ -135,7 +138,7 @@ def summary_of(tensor: Tensor, channel_axis: int | None, *, quantiles: bool = Fa
             digest, channels, rows = found
             return replace(digest.summary, channels=channels, quantiles=_quantiles(rows) if quantiles else None)
     rows = rows_of(tensor, channel_axis)
-    return replace(Summary.of(rows, 1), size=size, quantiles=_quantiles(rows) if quantiles else None)
+    return replace(Summary.of(rows, 1, on_device.told), size=size, quantiles=_quantiles(rows) if quantiles else None)
 
 
 def _quantiles(rows: Any) -> Quantiles:

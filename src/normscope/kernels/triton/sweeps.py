@@ -77,7 +77,7 @@ def backward(problem: Problem, form: Form, operands: Operands, y: Tensor | None,
             of_scale, of_centre = torch.empty(2, form.statistics, device=x.device).unbind()
             loops("channels").settled_back[_settlers(form)](
                 found, flat(operands.weight), of_scale, of_centre, form.channels, form.groups, form.inner, cut.splits,
-                found[0].numel(), form.size, problem.spec.weight_offset, **_merge(form, cut),
+                found.stride(0), form.size, problem.spec.weight_offset, **_merge(form, cut),
             )  # fmt: skip
     dw, db = (None, None) if found is None else found.sum(1)
     made_back = returned(problem, form, operands, y, grad, of_scale, of_centre)
@@ -90,7 +90,7 @@ def moments(form: Form, x: Tensor) -> Tensor:
     found = torch.empty(3, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
     with on(x):
         loops("channels").moments[cut.chunks, cut.columns](
-            x, found, *_sizes(form), *cut[:3], found[0].numel(), **_tile(form)
+            x, found, *_sizes(form), *cut[:3], found.stride(0), **_tile(form)
         )
     return found
 
@@ -100,7 +100,7 @@ def settle(form: Form, found: Tensor, mean: Tensor, var: Tensor) -> None:
     cut = _cut(form)
     with on(found):
         loops("channels").settled[_settlers(form)](
-            found, mean, var, form.channels, form.groups, form.inner, cut.splits, found[0].numel(), **_merge(form, cut)
+            found, mean, var, form.channels, form.groups, form.inner, cut.splits, found.stride(0), **_merge(form, cut)
         )
 
 
@@ -112,7 +112,7 @@ def sums(problem: Problem, form: Form, operands: Operands, y: Tensor | None, gra
     with on(x):
         loops("channels").sums[cut.chunks, cut.columns](
             x, grad, more, flat(operands.weight), flat(operands.bias), operands.mean, operands.var, found,
-            *_sizes(form), *cut[:3], found[0].numel(), *_where(problem, form), **words,
+            *_sizes(form), *cut[:3], found.stride(0), *_where(problem, form), **words,
         )  # fmt: skip
     return found
 

@@ -24,14 +24,18 @@ def _cell(v, BINS: tl.constexpr, LOWEST: tl.constexpr):
 
 @triton.jit
 def summed(
-    x, counts, numbers, size, share, programs, BINS: tl.constexpr, LOWEST: tl.constexpr, ROOM: tl.constexpr,
+    x, counts, numbers, size, gap, pitch, share, programs, BINS: tl.constexpr, LOWEST: tl.constexpr, ROOM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of `share` numbers a program: the tally, int32 (programs, ROOM), and five planes of float64 (programs,).
+    """Of `share` numbers a program: the tally, int32 (rows, programs, ROOM), and float64 (rows, 5, programs).
 
-    The planes: how many are finite, their mean and M2, the least and the greatest.
+    The rows lie `pitch` apart, and their numbers `gap`. The five: how many are finite, their mean and M2, the least and
+    the greatest.
     """
-    k = tl.program_id(0)
+    k, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x += row * pitch
+    counts += row * programs * ROOM
+    numbers += row * programs * 5
     i = tl.arange(0, BLOCK)
     begin = k.to(tl.int64) * share
     end = tl.minimum(begin + share, size)
@@ -42,7 +46,7 @@ def summed(
     for step in range(0, share, BLOCK):
         at = begin + step + i
         inside = at < end
-        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(x + at * gap, mask=inside, other=0.0).to(tl.float32)
         tally += tl.histogram(tl.where(inside, _cell(v, BINS, LOWEST), ROOM - 1), ROOM)
         finite = inside & (tl.abs(v) < float("inf"))
         low = tl.minimum(low, tl.min(tl.where(finite, v, float("inf")), 0))
@@ -64,3 +68,49 @@ def summed(
     tl.store(numbers + 2 * programs + k, m2)
     tl.store(numbers + 3 * programs + k, low.to(tl.float64))
     tl.store(numbers + 4 * programs + k, high.to(tl.float64))
+
+
+@triton.jit
+def merged(
+    counts, numbers, told, programs, CELLS: tl.constexpr, ROOM: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr
+):
+    """What all programs of a row found, int64: the tally, then count, mean, M2, least, greatest as float64 bits.
+
+    Chan's merge in a fixed order; without a finite number the mean, the least and the greatest are NaN.
+    """
+    row = tl.program_id(1).to(tl.int64)
+    counts += row * programs * ROOM
+    numbers += row * programs * 5
+    told += row * (CELLS + 5)
+    j, k = tl.program_id(0) * BJ + tl.arange(0, BJ), tl.arange(0, BK)
+    tally = tl.zeros([BJ], dtype=tl.int64)
+    for k0 in range(0, programs, BK):
+        at = (k0 + k).to(tl.int64)[:, None] * ROOM + j[None, :]
+        there = (k0 + k < programs)[:, None] & (j < CELLS)[None, :]
+        tally += tl.sum(tl.load(counts + at, mask=there, other=0).to(tl.int64), 0)
+    tl.store(told + j, tally, mask=j < CELLS)
+    if tl.program_id(0) == 0:
+        nothing = tl.sum(tl.zeros([1], dtype=tl.float64), 0)
+        count, total, m2 = nothing, nothing, nothing
+        low, high = nothing + float("inf"), nothing - float("inf")
+        for k0 in range(0, programs, BK):
+            there = k0 + k < programs
+            many = tl.load(numbers + k0 + k, mask=there, other=0.0)
+            count += tl.sum(many, 0)
+            total += tl.sum(many * tl.load(numbers + programs + k0 + k, mask=there, other=0.0), 0)
+            least = tl.load(numbers + 3 * programs + k0 + k, mask=there, other=float("inf"))
+            greatest = tl.load(numbers + 4 * programs + k0 + k, mask=there, other=float("-inf"))
+            low, high = tl.minimum(low, tl.min(least, 0)), tl.maximum(high, tl.max(greatest, 0))
+        mean = total / count
+        for k0 in range(0, programs, BK):
+            there = k0 + k < programs
+            many = tl.load(numbers + k0 + k, mask=there, other=0.0)
+            off = tl.load(numbers + programs + k0 + k, mask=there, other=0.0) - mean
+            m2 += tl.sum(tl.load(numbers + 2 * programs + k0 + k, mask=there, other=0.0), 0)
+            m2 += tl.sum(tl.where(many > 0, many * off * off, 0.0), 0)
+        empty = count == 0
+        tl.store(told + CELLS, count.to(tl.int64, bitcast=True))
+        tl.store(told + CELLS + 1, mean.to(tl.int64, bitcast=True))
+        tl.store(told + CELLS + 2, m2.to(tl.int64, bitcast=True))
+        tl.store(told + CELLS + 3, tl.where(empty, mean, low).to(tl.int64, bitcast=True))
+        tl.store(told + CELLS + 4, tl.where(empty, mean, high).to(tl.int64, bitcast=True))
