@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import os
+import re
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 
 import normscope as ns
+from normscope.norms.sources import meeting
 
 F64 = torch.float64
 SIZES = {2: (5, 2), 4: (3, 0, 1, 4)}  # uneven, and one rank without data
@@ -94,15 +96,16 @@ def in_pairs(rank, x, mask, upstream):
 
 
 def left_alone(rank, x):
-    """The last rank makes no call: what the others are told, and after how long."""
-    group = dist.new_group(timeout=datetime.timedelta(seconds=PATIENCE))
-    layer, start = ns.nn.SyncBatchNorm(3, process_group=group, dtype=F64), time.monotonic()
-    if rank != 3:
-        try:
-            layer(x)
-        except ns.NormscopeError as error:
-            return str(error), time.monotonic() - start, layer.state_dict()
-    return None
+    """Ranks 1 and 3 make no call: what the others are told, and after how long."""
+    layer = ns.nn.SyncBatchNorm(3, process_group=dist.new_group(), patience=PATIENCE, dtype=F64)
+    dist.barrier()
+    start, meeting.SIGNING, meeting.TOLD = time.monotonic(), 0.2, PATIENCE / 2
+    if rank in (1, 3):
+        return None
+    time.sleep(0.1 * rank)
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(ns.NormscopeError) as caught:
+        layer(x)
+    return str(caught.value), str(warned[0].message), time.monotonic() - start, layer.state_dict()
 
 
 # of all ranks --------------------------------------------------------------------------------------------------------
@@ -149,11 +152,13 @@ def test_groups_within_the_group_and_a_rank_that_stays_away(ranks):
     cut = sum(SIZES[4][:2])
     for pair, part in ((found[:2], slice(None, cut)), (found[2:], slice(cut, None))):
         compare([one["pairs"] for one in pair], expected(x[part], mask, upstream[part]))
-    for told, seconds, state in (one["alone"] for one in found[:3]):
-        assert "call the model on an empty batch, x[:0]" in told and " of 4, backend=" in told
+    for rank in (0, 2):
+        told, warned, seconds, state = found[rank]["alone"]
+        assert f"absent=ranks 1, 3, rank={rank} of 4, told=no sum in {PATIENCE:g} s" in told
+        assert "call the model on an empty batch, x[:0]" in told and "patience=seconds" in told
+        assert re.search(rf"has waited {PATIENCE / 2:g} s for the batch of ranks 1, (2, )?3\.", warned)  # 2 came later
         assert seconds < 20 * PATIENCE  # not the half hour of the default group
         assert state["num_batches_tracked"] == 0
-    assert found[3]["alone"] is None
 
 
 def test_one_process_is_batch_norm():

@@ -6,7 +6,7 @@ is a view for every memory layout, so nothing is copied and an elementwise resul
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,14 +101,28 @@ def counted(x: Tensor, spec: NormSpec, mask: Tensor) -> Tensor:
     """`mask` as a boolean (N, *S): itself, or the first positions of each sample where it holds lengths (N,).
 
     Raises:
-        ShapeError: it fits neither.
+        ShapeError: it fits neither. On the host, where a look costs nothing: a length is no number of positions.
     """
+    if not isinstance(mask, Tensor):
+        raise ShapeError(
+            "A normalization was given a mask that is no tensor.",
+            found={"mask": type(mask).__name__, "input": tuple(x.shape)},
+            because="a mask says of every position whether it counts, and lengths how many do",
+            do="pass torch.tensor(mask)",
+        )
     sizes = list(x.shape)
     del sizes[1 if spec.layout == "channels_first" else -1]
     if mask.dtype is torch.bool and list(mask.shape) == sizes:
         return mask
     lengths = not mask.is_floating_point() and mask.dtype is not torch.bool and list(mask.shape) == sizes[:1]
     if lengths and len(sizes) == 2:
+        if _can_be_looked_at(mask) and not 0 <= mask.min() <= mask.max() <= sizes[1]:
+            raise ShapeError(
+                "A normalization was given lengths that its input does not have.",
+                found={"lengths": f"{int(mask.min())} to {int(mask.max())}", "positions": sizes[1]},
+                because="a length counts the positions of a sample that are no padding",
+                do=f"pass whole numbers from 0 to {sizes[1]}",
+            )
         return torch.arange(sizes[1], device=mask.device) < mask[:, None]
     raise ShapeError(
         "A normalization was given a mask that does not fit its input.",
@@ -116,3 +130,10 @@ def counted(x: Tensor, spec: NormSpec, mask: Tensor) -> Tensor:
         because="a mask says of every position whether it counts",
         do=f"pass a boolean mask of shape {tuple(sizes)}, or the lengths as integers of shape {tuple(sizes[:1])}",
     )
+
+
+def _can_be_looked_at(lengths: Tensor) -> bool:
+    """Whether there are values, on the host, in eager torch and under no transform of functions."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    there = lengths.numel() > 0 and lengths.is_cpu and not torch.compiler.is_compiling()
+    return there and functorch.peek_interpreter_stack() is None

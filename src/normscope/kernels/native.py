@@ -70,15 +70,6 @@ def averages(spec: NormSpec) -> bool:
     return usual and spec.over in (_BATCH, _POSITIONS) and refuses(spec) is None
 
 
-def averaged(
-    x: Tensor, spec: NormSpec, momentum: float, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """The formula with the statistics of the batch, which are blended into `mean` and `var`, (C,) each, in place."""
-    function = torch.batch_norm if "N" in spec.over else torch.instance_norm
-    cudnn = x.is_cpu or torch.backends.cudnn.enabled  # on the host the answer is not read, and is slow to ask for
-    return function(x, weight, bias, mean, var, True, momentum, spec.eps or 0.0, cudnn)
-
-
 def applied(x: Tensor, spec: NormSpec, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The formula with one given mean and variance a channel, each (C,)."""
     if spec.layout == "channels_last" and x.ndim > 2:

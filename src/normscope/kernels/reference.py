@@ -164,7 +164,17 @@ def scale_and_shift(
 
 def activate(y: Tensor, spec: NormSpec) -> Tensor:
     """Apply f of the formula."""
-    return y if spec.activation is None else getattr(torch.nn.functional, spec.activation)(y)
+    if spec.activation is None:
+        return y
+    function = getattr(torch.nn.functional, spec.activation, None)
+    if function is None:
+        raise SpecError(
+            "A normalization was described with an activation that torch does not have.",
+            found={"activation": repr(spec.activation)},
+            because="it is named as in torch.nn.functional",
+            do='use "relu", "gelu", "silu"…, or None',
+        )
+    return function(y)
 
 
 def finish(y: Tensor, x: Tensor, spec: NormSpec, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
+from normscope.norms.sources.meeting import PATIENCE
 from normscope.terms.catalog import CATALOG
 from normscope.terms.spec import NormSpec
 
@@ -96,8 +96,23 @@ class SyncBatchNorm(_OfFeatures):
     """Batch normalization of (N, C, *) over the batches of all processes; works with gloo on the CPU too.
 
     Batches may differ in size, and a rank without data calls the layer on an empty batch. Where a rank makes no call
-    at all, the others raise a `ModelError` after the timeout of `process_group` (with NCCL, torch's watchdog ends the
-    process instead): ``dist.new_group(timeout=timedelta(seconds=60))`` makes that a minute.
+    at all, the others are warned after 30 seconds and raise a `ModelError` after `patience`, which name it. Both need
+    gloo; with NCCL the GPU waits, and torch's watchdog ends the process after the timeout of `process_group`.
+
+    Args:
+        num_features: C.
+        eps: the guard of the division.
+        momentum: the weight of the newest batch in the running statistics; None for their plain average.
+        affine: whether there are a learned weight and bias.
+        track_running_stats: whether inference uses statistics kept from training.
+        process_group: the ranks that share statistics; None for all.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: whether there is a learned bias.
+        patience: how many seconds a rank waits for the others.
+
+    Raises:
+        ModelError: at a call, a rank did not come in time, or is gone.
     """
 
     _row = "SyncBatchNorm"
@@ -114,9 +129,10 @@ class SyncBatchNorm(_OfFeatures):
         dtype: Any = None,
         *,
         bias: bool = True,
+        patience: float = PATIENCE,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self.process_group = process_group
+        self.process_group, self.patience = process_group, patience
 
 
 class FrozenBatchNorm(Norm):
@@ -156,14 +172,12 @@ class InstanceNorm(_OfFeatures):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """The normalized input; one sample without a batch axis is taken as a batch of one."""
-        if isinstance(input, Proxy):
-            return leaf(self, input, mask, residual=residual)
-        if self.ranks is not None and input.ndim == self.ranks[0] - 1:
+    def _in_full(self, input: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
+        """One sample without a batch axis is taken as a batch of one."""
+        if self.ranks is not None and isinstance(input, Tensor) and input.ndim == self.ranks[0] - 1:
             whole = (None if value is None else value.unsqueeze(0) for value in (mask, residual))
-            return super().forward(input.unsqueeze(0), *whole).squeeze(0)
-        return super().forward(input, mask, residual)
+            return self.forward(input.unsqueeze(0), *whole).squeeze(0)
+        return super()._in_full(input, mask, residual)
 
 
 class InstanceNorm1d(InstanceNorm):
@@ -225,7 +239,8 @@ class _OfShape(Norm):
     """What torch's LayerNorm and RMSNorm share: the normalized axes are the last ones."""
 
     def __init__(self, spec: NormSpec, normalized_shape: int | Sequence[int], device: Any, dtype: Any) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        several = isinstance(normalized_shape, tuple | list)
+        shape: Any = tuple(normalized_shape) if several else (normalized_shape,)
         super().__init__(spec, shape, device=device, dtype=dtype)
 
     @property

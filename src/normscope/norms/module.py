@@ -13,9 +13,12 @@ from normscope.kernels.cells import ungroupable
 from normscope.kernels.costs import LEAST, gains
 from normscope.kernels.force import forced
 from normscope.norms.leaf import Proxy, leaf
+from normscope.norms.shapes import expect_dtype, expect_floats, expect_size
 from normscope.norms.shortcuts import shortcuts
 from normscope.norms.sources import Call, initial_state, run
+from normscope.norms.sources.meeting import PATIENCE
 from normscope.norms.whitening import Whitening
+from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import NormSpec
 
@@ -57,11 +60,14 @@ class Norm(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        shape = (channels,) if isinstance(channels, int) else tuple(channels)
+        shape = tuple(channels) if isinstance(channels, tuple | list) else (channels,)
+        for size in shape:
+            expect_size(type(self).__name__, channels=size)
         self.channels = math.prod(shape)
         self.shape = shape
         self.ranks = ranks
         self.process_group: Any = None  # for synchronized statistics; None is the default group
+        self.patience = PATIENCE  # seconds that they wait for the other ranks
         if spec.groups > 1 and self.channels % spec.groups:
             raise ungroupable(self.channels, spec.groups)
         self.spec = spec  # and its shortcuts
@@ -122,27 +128,50 @@ class Norm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """The normalized input; with a residual, of the shape of the input, ``f(normalized input + residual)``."""
-        shortcut = self._shortcuts[self.training]
-        if shortcut is not None and mask is None and residual is None and type(input) is Tensor:
-            y = shortcut(self, input) if not self._may_gain(input) and forced() is None else None
-            if y is not None:
-                return y
+        if mask is None and residual is None and type(input) is Tensor:
+            shortcut = self._shortcuts[self.training]
+            if shortcut is not None and (input.numel() < LEAST or not self._may_gain(input)) and forced() is None:
+                try:
+                    y = shortcut(self, input)
+                except RuntimeError:
+                    self._expect(input)
+                    raise
+                if y is not None:
+                    return y
         if isinstance(input, Proxy):
             return leaf(self, input, mask, residual=residual)
+        return self._in_full(input, mask, residual)
+
+    def _in_full(self, input: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
+        """The long way, which serves every call or says why not."""
+        self._expect(input)
         x = input.flatten(-len(self.shape)) if len(self.shape) > 1 else input
         self._check(input, x)
         weight, bias = self.weight, self.bias
         if len(self.shape) > 1:
             weight, bias = (None if value is None else value.flatten() for value in (weight, bias))
+        if residual is not None and (not isinstance(residual, Tensor) or residual.shape != input.shape):
+            raise ShapeError(
+                f"{type(self).__name__} was given a residual that it cannot add.",
+                found={"residual": tuple(getattr(residual, "shape", ())), "input": tuple(input.shape)},
+                because="the residual is added to the normalized input, number by number",
+                do="pass a tensor of the input's shape",
+            )
         if residual is not None and x is not input:
             residual = residual.flatten(-len(self.shape))
-        call = Call(x, self.spec, weight, bias, self.state, mask, self.process_group, residual)
+        call = Call(x, self.spec, weight, bias, self.state, mask, self.process_group, residual, self.patience)
         y = run(call, self.training)
         return y if x is input else y.unflatten(-1, self.shape)
 
+    def _expect(self, input: Any) -> None:
+        """Refuse in words what ATen would refuse in its own."""
+        expect_floats(self, input)
+        if self.weight is not None and self.spec.scale != "rms":  # torch's RMSNorm promotes
+            expect_dtype(self, input, self.weight)
+
     def _may_gain(self, x: Tensor) -> bool:
-        """Whether a kernel may be cheaper than ATen, so that dispatch must look closer."""
-        if x.numel() < LEAST or not x.is_cpu:
+        """Whether a kernel may be cheaper than ATen for this large `x`, so that dispatch must look closer."""
+        if not x.is_cpu:
             return False
         contiguous, otherwise = self._gains[self.training]
         if x.dtype is not torch.float32:
@@ -178,7 +207,7 @@ class Norm(nn.Module):
             warnings.warn(
                 f"{type(self).__name__} has one cell a statistic for an input of shape {tuple(x.shape)}: "
                 "its output is the bias, whatever the input. Use fewer groups.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _misfit(self, input: Tensor, because: str) -> ShapeError:
@@ -228,7 +257,7 @@ def register_state(module: nn.Module, spec: NormSpec, width: int, device: Any, d
 
 
 def build(
-    spec: NormSpec,
+    spec: NormSpec | str,
     channels: int | tuple[int, ...],
     *,
     device: Any = None,
@@ -238,16 +267,18 @@ def build(
     """The layer for a description.
 
     Args:
-        spec: the description, for example ``normscope.catalog["GroupNorm"]``.
+        spec: the description, for example ``normscope.catalog["GroupNorm"].but(groups=8)``, or its name there.
         channels: the channels of its input.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         rank: how many axes its input has (4 for images); None leaves it open.
 
     Raises:
+        UnknownNameError: the catalog has no such name.
         SpecError: the formula does not cover the description.
         ShapeError: the channels do not split into the groups.
     """
+    spec = described(spec)
     if spec.weights is not None:
         raise SpecError(
             "A layer was asked for by a description that the formula does not cover.",
@@ -258,3 +289,22 @@ def build(
     if spec.scale == "whiten":
         return Whitening(spec, math.prod(channels) if isinstance(channels, tuple) else channels, device, dtype)
     return Norm(spec, channels, ranks=None if rank is None else (rank,), device=device, dtype=dtype)
+
+
+def described(spec: Any) -> NormSpec:
+    """The description itself, or by its name in the catalog.
+
+    Raises:
+        UnknownNameError: the catalog has no such name.
+        SpecError: it is neither a description nor a name.
+    """
+    if isinstance(spec, NormSpec):
+        return spec
+    if isinstance(spec, str):
+        return CATALOG[spec]
+    raise SpecError(
+        "A normalization was asked for by something that does not describe it.",
+        found=f"{spec.__name__}, a class" if isinstance(spec, type) else f"{type(spec).__name__}",
+        because="a normalization is built from a NormSpec",
+        do='pass normscope.catalog["GroupNorm"] or its name, or normscope.spec_of(layer)',
+    )

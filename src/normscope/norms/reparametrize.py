@@ -7,6 +7,7 @@ the kernel of that output's group. Assigning to the weight, ``torch.nn.init``, `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,18 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from normscope.kernels.offer import transforming
 from normscope.kernels.reference import normalize
 from normscope.norms import past
+from normscope.norms.glance import SIZE, TOP, can_be_looked_at, memory
+from normscope.norms.shapes import expect_module
 from normscope.norms.sources import recomputing
 from normscope.norms.sources.snapshot import snapshot
-from normscope.terms.errors import ModelError
+from normscope.terms.errors import ModelError, SpecError
 from normscope.terms.spec import NormSpec
 
 M = TypeVar("M", bound=nn.Module)
 
 _ROW = NormSpec(over=frozenset("C"), train_from="input", infer_from="input", affine=False, bias=False)
 _UNIT = _ROW.but(center=False, scale="l2", eps=1e-12, eps_place="floor")
+# the first bytes of floats from 2^-39 (float32), 2^-31 (float64) up to below the largest
+_FAR_FROM_ZERO = {4: bytes(range(0x2C, 0x7F)), 8: bytes(range(0x3E, 0x7F))}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -58,8 +62,8 @@ class Rows(nn.Module):
 
     def forward(self, *stored: Tensor) -> Tensor:
         """The weight that the layer uses, from (v) or from (g, v)."""
-        if self.gain == "row" and not self.spec.center and self.groups is None and _can_be_looked_at(stored[-1]):
-            weight = _Lengthened.apply(stored[-1], stored[0], self.spec.eps or 0.0)
+        if self.gain == "row" and not self.spec.center and self.groups is None and can_be_looked_at(stored[-1]):
+            weight = _lengthened(stored[-1], stored[0])
             if weight is not None:
                 return weight
         rows = normalize(self.rows(stored[-1]), self.spec)
@@ -88,26 +92,26 @@ class Rows(nn.Module):
         )
 
 
-class _Lengthened(torch.autograd.Function):
-    """``g · v/‖v‖`` a row, by ATen's kernel, whose own second derivative is wrong (it holds ‖v‖ constant)."""
+def _lengthened(v: Tensor, g: Tensor) -> Tensor | None:
+    """``g · v/‖v‖`` a row, by ATen's kernel; None where a row is next to zero, of which it would make NaN."""
+    weight, lengths = torch._weight_norm_interface(v, g)
+    size = SIZE[v.dtype]
+    if memory(lengths.data_ptr(), lengths.numel() * size)[TOP[size]].translate(None, _FAR_FROM_ZERO[size]):
+        return None
+    if weight.grad_fn is not None:
+        weight.grad_fn.register_hook(partial(_twice, v, g))
+    return weight
 
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, g: Tensor, least: float) -> Tensor | None:
-        weight, sizes = torch._weight_norm_interface(v, g)
-        if not sizes.numel() or sizes.min().item() <= least:  # a row of zeros would be NaN
-            return None
-        ctx.save_for_backward(v, g, sizes)
-        return weight
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        v, g, sizes = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return *torch.ops.aten._weight_norm_interface_backward(grad.contiguous(), v, g, sizes, 0), None
-        axes = tuple(range(1, v.ndim))
-        size = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
-        along = (grad * v / size).sum(axes, keepdim=True)
-        return g / size * (grad - along * v / size), along, None
+def _twice(v: Tensor, g: Tensor, slopes: Sequence[Tensor | None], grads: Sequence[Tensor]) -> Any:
+    """The gradients in a form that can be differentiated again: ATen's holds ‖v‖ constant, which is wrong."""
+    if not torch.is_grad_enabled():
+        return None
+    axes = tuple(range(1, v.ndim))
+    size = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    along = (grads[0] * v / size).sum(axes, keepdim=True)
+    found = g / size * (grads[0] - along * v / size), along
+    return tuple(None if slope is None else one for slope, one in zip(slopes, found, strict=False))
 
 
 class Spectral(nn.Module):
@@ -130,7 +134,7 @@ class Spectral(nn.Module):
 
     def matrix(self, weight: Tensor) -> Tensor:
         """`weight` as a matrix, its outputs down."""
-        return weight.movedim(self.axis, 0).flatten(1)
+        return (weight.movedim(self.axis, 0) if self.axis else weight).flatten(1)
 
     @torch.no_grad()
     def iterate(self, matrix: Tensor, times: int) -> None:
@@ -146,7 +150,10 @@ class Spectral(nn.Module):
         if self.training and not again:
             self.iterate(matrix, self.iterations)
         u, v = past.again(self._u, ()) if again else (snapshot(self._u), snapshot(self._v))
-        normalized = weight / torch.vdot(u, torch.mv(matrix, v)).clamp(min=self.eps)
+        sigma = torch.vdot(u, torch.mv(matrix, v))
+        if not can_be_looked_at(sigma) or not sigma.item() > self.eps:
+            sigma = sigma.clamp(min=self.eps)
+        normalized = weight / sigma
         if self.training and not again:
             past.keep(self._u, (), (u, v), normalized)
         return normalized
@@ -226,16 +233,18 @@ def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, 
         eps: the floor of lengths and of σ₁.
 
     Raises:
+        SpecError: no iteration.
         ModelError: the layer has no such parameter.
     """
+    if n_power_iterations < 1:
+        raise SpecError(
+            "Spectral norm was asked for without a power iteration.",
+            found={"n_power_iterations": n_power_iterations},
+            because="the largest singular value is followed by one iteration a step, or more, while the weight moves",
+            do="use n_power_iterations ≥ 1",
+        )
     axis = 0 if _groups(module) is None else 1
     return _register(module, name, Spectral(_parameter(module, name), axis, n_power_iterations, eps))
-
-
-def _can_be_looked_at(weight: Tensor) -> bool:
-    """Whether a value costs nothing to read: on the host, in plain eager torch."""
-    plain = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
-    return plain and not torch.compiler.is_compiling() and not transforming()
 
 
 def _register(module: M, name: str, parametrization: nn.Module) -> M:
@@ -256,6 +265,7 @@ def _groups(module: nn.Module) -> int | None:
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor:
+    expect_module("A reparametrization of weights", module)
     value = getattr(module, name, None)
     if isinstance(value, Tensor) and value.ndim > 1:
         return value

@@ -9,6 +9,7 @@ shape: finding one attribute of a module costs a tenth of a layer norm of a few 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normscope.kernels import native
-from normscope.norms.sources import SOURCES
+from normscope.norms.sources.averaged import learned, terms
 from normscope.terms.spec import NormSpec
 
 Shortcut = Callable[[Any, Tensor], "Tensor | None"]  # of a `Norm` and its input
@@ -26,70 +27,71 @@ def shortcuts(spec: NormSpec) -> tuple[Shortcut | None, Shortcut | None]:
     """The short ways through a layer described by `spec`: at inference, and in training."""
     if spec.activation is not None or native.refuses(spec) is not None:
         return None, None
-    own = _OWN.get((native.family(spec), spec.layout))
+    found = _OWN.get((native.family(spec), spec.layout))
+    own = None if found is None else partial(found, spec.eps)
+    kept = partial(_kept, spec.eps)
     alone = spec.train_from == "synchronized"
-    learned = native.averages(spec.but(train_from="batch") if alone else spec)
-    while_training = _learned_alone if learned and alone else _learned if learned else None
-    if spec.train_from == "given":
-        while_training = _kept
+    while_training = None
+    if native.averages(spec.but(train_from="batch") if alone else spec):
+        while_training = partial(_learned_alone if alone else _learned, terms(spec))
+    elif spec.train_from == "given":
+        while_training = kept
     elif not spec.keeps_state and not alone:
         while_training = own
-    return (_kept if spec.keeps_state and spec.layout == "channels_first" else own), while_training
+    return (kept if spec.keeps_state and spec.layout == "channels_first" else own), while_training
 
 
-def _layer(norm: Any, x: Tensor) -> Tensor | None:
+def _layer(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     shape = norm.shape
     if norm.channels == 1 or x.shape[-len(shape) :] != shape:
         return None
-    return torch.layer_norm(x, shape, *_affine(norm), norm.spec.eps)
+    return torch.layer_norm(x, shape, *_affine(norm), eps)
 
 
-def _rms(norm: Any, x: Tensor) -> Tensor | None:
+def _rms(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     shape = norm.shape
-    return torch.rms_norm(x, shape, _affine(norm)[0], norm.spec.eps) if x.shape[-len(shape) :] == shape else None
+    return torch.rms_norm(x, shape, _affine(norm)[0], eps) if x.shape[-len(shape) :] == shape else None
 
 
-def _group(norm: Any, x: Tensor) -> Tensor | None:
+def _group(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     groups = norm.spec.groups
     if not _fits(norm, x.shape) or x.numel() <= x.shape[0] * groups:
         return None
-    return torch.group_norm(x, groups, *_affine(norm), norm.spec.eps)
+    return torch.group_norm(x, groups, *_affine(norm), eps)
 
 
-def _instance(norm: Any, x: Tensor) -> Tensor | None:
+def _instance(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     if not _fits(norm, x.shape) or x.numel() <= x.shape[0] * norm.channels or not x.is_contiguous():
         return None
-    return torch.instance_norm(x, *_affine(norm), None, None, True, 0.0, norm.spec.eps, _cudnn(x))
+    return torch.instance_norm(x, *_affine(norm), None, None, True, 0.0, eps, _cudnn(x))
 
 
-def _batch(norm: Any, x: Tensor) -> Tensor | None:
+def _batch(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     if not _fits(norm, x.shape) or x.numel() <= norm.channels:
         return None
-    return torch.batch_norm(x, *_affine(norm), None, None, True, 0.0, norm.spec.eps, _cudnn(x))
+    return torch.batch_norm(x, *_affine(norm), None, None, True, 0.0, eps, _cudnn(x))
 
 
-def _kept(norm: Any, x: Tensor) -> Tensor | None:
+def _kept(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     if not _fits(norm, x.shape):
         return None
     buffers = norm._buffers
     mean, var = buffers["running_mean"], buffers["running_var"]
-    return torch.batch_norm(x, *_affine(norm), mean, var, False, 0.0, norm.spec.eps, _cudnn(x))
+    return torch.batch_norm(x, *_affine(norm), mean, var, False, 0.0, eps, _cudnn(x))
 
 
-def _learned(norm: Any, x: Tensor) -> Tensor | None:
+def _learned(how: Any, norm: Any, x: Tensor) -> Tensor | None:
     if not _fits(norm, x.shape) or torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
-        return None  # (the second as `recomputing`, which would ask again whether this is being compiled)
-    spec = norm.spec
-    source: Any = SOURCES[spec.infer_from]
-    return source.learned(x, spec, norm._buffers, *_affine(norm))
+        return None  # (the last as `recomputing`, which would ask again whether this is being compiled)
+    return learned(x, norm._buffers, *_affine(norm), *how)
 
 
-def _learned_alone(norm: Any, x: Tensor) -> Tensor | None:
-    return None if dist.is_available() and dist.is_initialized() else _learned(norm, x)
+def _learned_alone(how: Any, norm: Any, x: Tensor) -> Tensor | None:
+    return None if dist.is_available() and dist.is_initialized() else _learned(how, norm, x)
 
 
 # by family and layout: the statistics of the input or of the batch, none kept
-_OWN: dict[tuple[str | None, str], Shortcut] = {
+_OWN: dict[tuple[str | None, str], Callable[[Any, Any, Tensor], Tensor | None]] = {
     ("layer", "channels_last"): _layer,
     ("rms", "channels_last"): _rms,
     ("group", "channels_first"): _group,

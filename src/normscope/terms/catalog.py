@@ -6,11 +6,12 @@ small file of its own; then the row has no description and its formula is writte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from difflib import get_close_matches
 
 from normscope.terms.datum import Datum
+from normscope.terms.errors import UnknownNameError
 from normscope.terms.spec import NormSpec
 
 
@@ -312,4 +313,42 @@ ENTRIES: tuple[Entry, ...] = (
     ),
 )
 
-CATALOG: Mapping[str, NormSpec] = MappingProxyType({row.name: row.spec for row in ENTRIES if row.spec is not None})
+
+class _Catalog(Mapping[str, NormSpec]):
+    """The descriptions by name; a name that is none is answered with the nearest ones."""
+
+    def __init__(self, rows: Mapping[str, NormSpec]) -> None:
+        self._rows = dict(rows)
+
+    def __getitem__(self, name: str) -> NormSpec:
+        if name in self._rows:
+            return self._rows[name]
+        apart = next((row for row in ENTRIES if row.name == name), None)
+        if apart is not None:
+            raise UnknownNameError(
+                f"The description of {name} was asked of the catalog.",
+                found=f"a formula of its own: {apart.formula}",
+                because="a NormSpec says what the one formula h = f(g · (x − μ)/σ + b) covers",
+                do=f"make it with {apart.build}",
+            )
+        known = {row.lower(): row for row in self._rows}
+        near = get_close_matches(str(name).lower(), known, 3, 0.5)
+        guess = f"did you mean {' or '.join(known[one] for one in near)}? " if near else ""
+        raise UnknownNameError(
+            "A normalization was asked of the catalog by a name that is none.",
+            found=f"{name!r}",
+            because="names are those of `normscope norms`, without 1d, 2d or 3d",
+            do=f"{guess}The catalog has " + ", ".join(self._rows),
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"catalog of {len(self)}: {', '.join(self)}"
+
+
+CATALOG: Mapping[str, NormSpec] = _Catalog({row.name: row.spec for row in ENTRIES if row.spec is not None})

@@ -55,7 +55,7 @@ class RecordError(NormscopeError, OSError):
     """A run directory is no record, is of a newer schema, or cannot be read."""
 
 
-class UnknownNameError(NormscopeError, LookupError):
+class UnknownNameError(NormscopeError, KeyError):
     """A rule, treatment, norm, quantity, site or claim of that name does not exist."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from normscope.terms.datum import Datum
@@ -122,9 +123,16 @@ class NormSpec(Datum):
                 because="both count: batches of one update, and samples of one virtual batch",
                 do="use 1 or more",
             )
-        if self.eps is not None and not self.eps >= 0:
+        if not (self.momentum is None or (isinstance(self.momentum, float | int) and 0 <= self.momentum <= 1)):
             raise SpecError(
-                "A normalization was described with a negative eps.",
+                "A normalization was described with a momentum that is no share.",
+                found={"momentum": repr(self.momentum)},
+                because="it is the weight of the newest batch in an average, in torch's meaning (Keras' is 1 − that)",
+                do="use a number from 0 to 1, such as 0.1, or None for the plain average of all batches",
+            )
+        if self.eps is not None and not (isinstance(self.eps, float | int) and self.eps >= 0):
+            raise SpecError(
+                "A normalization was described with a negative eps, or one that is no number.",
                 found={"eps": self.eps},
                 because="eps guards a division by zero; a negative one causes it",
                 do="use eps ≥ 0, 1e-5 for most norms",
@@ -147,6 +155,16 @@ class NormSpec(Datum):
         >>> batch.but(eps=1e-3).eps
         0.001
         """
+        unknown = changes.keys() - self.__dataclass_fields__.keys()
+        if unknown:
+            wrong = min(unknown)
+            near = get_close_matches(wrong, self.__dataclass_fields__, 1)
+            raise SpecError(
+                f"A description was asked to change in `{wrong}`.",
+                found={wrong: repr(changes[wrong])},
+                because="a description has no such field",
+                do=(f"did you mean {near[0]}? " if near else "") + f"It has {', '.join(self.__dataclass_fields__)}",
+            )
         return replace(self, **changes)
 
 

@@ -7,9 +7,7 @@ The buffers have torch's names. A batch with a statistic that is not finite is s
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from ctypes import string_at
 from typing import Any
 
 import torch
@@ -20,13 +18,11 @@ from normscope.kernels.dispatch import takes_kernel
 from normscope.kernels.force import forced
 from normscope.kernels.reference import Statistics, finish, measure
 from normscope.norms import past
+from normscope.norms.glance import SIZE, TOP, memory
 from normscope.norms.sources.given import Given
 from normscope.norms.sources.snapshot import snapshot
 from normscope.norms.sources.source import Call
 from normscope.terms.spec import NormSpec
-
-_SIZES = {torch.float32: 4, torch.float64: 8}  # bytes of the statistics that the host looks at
-_TOPS = {size: slice(size - 1 if sys.byteorder == "little" else 0, None, size) for size in _SIZES.values()}
 
 
 class Running(Given):
@@ -63,49 +59,14 @@ class Running(Given):
 
     def at_once(self, call: Call) -> Tensor | None:
         """What torch's layer does, bit for bit, on the host; None where that serves not."""
-        x, spec, weight, bias, state, mask, _, residual = call
+        x, spec, weight, bias, state, mask, _, residual, _ = call
         if mask is not None or torch.compiler.is_compiling() or not native.averages(spec):
             return None
         if forced() is not None or takes_kernel(x, spec, weight, bias, residual):
             return None
         assert state is not None
-        y = self.learned(x, spec, state, weight, bias)
+        y = learned(x, state, weight, bias, *terms(spec))
         return None if y is None else finish(y, x, spec, residual)
-
-    def learned(
-        self, x: Tensor, spec: NormSpec, state: Mapping[str, Any], weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor | None:
-        """The output of one call of ATen, which blends in the batch too; None, and nothing learned, if not finite.
-
-        Only the host can look at what came of it, and take it back.
-        """
-        mean, var, count = state["running_mean"], state["running_var"], state["num_batches_tracked"]
-        size = _SIZES.get(mean.dtype)
-        if size is None or not (x.is_cpu and mean.is_contiguous() and var.is_contiguous()):
-            return None
-        width, of_batch = mean.numel(), "N" in spec.over
-        if x.numel() <= (width if of_batch else width * len(x)) or not (of_batch or x.is_contiguous()):
-            return None  # one cell a statistic; or a layout that ATen would not keep
-        # Bytes, because a tensor's own functions (clone, isfinite) take longer than a small batch's normalization.
-        try:
-            places = mean.data_ptr(), var.data_ptr()
-        except RuntimeError:  # under vmap, many statistics in one, that hold no values to look at
-            return None
-        before = string_at(places[0], width * size), string_at(places[1], width * size)
-        y = native.averaged(x, spec, self.newest(spec, count), mean, var, weight, bias)
-        top = _TOPS[size]  # the byte with the sign and most of the exponent, 0x7f or 0xff in NaN, inf and near them
-        tops = string_at(places[0], width * size)[top] + string_at(places[1], width * size)[top]
-        if b"\x7f" not in tops and b"\xff" not in tops:
-            if of_batch:  # torch's InstanceNorm holds the count and does not count
-                count.add_(1)
-            return y
-        for buffer, kept in zip((mean, var), before, strict=True):
-            buffer.copy_(torch.frombuffer(bytearray(kept), dtype=buffer.dtype))
-        return None
-
-    def newest(self, spec: NormSpec, count: Tensor) -> float:
-        """The weight of the next batch, on the host."""
-        return 0.1 if spec.momentum is None else spec.momentum
 
     def repeat(self, call: Call) -> Tensor:
         """Normalize by the average as the first run left it."""
@@ -164,10 +125,6 @@ class Cumulative(Running):
         """One part in as many as there were batches."""
         return (1.0 / state["num_batches_tracked"].clamp(min=1)).to(state["running_mean"].dtype)
 
-    def newest(self, spec: NormSpec, count: Tensor) -> float:
-        """One part in as many as there will be batches."""
-        return 1.0 / (int(count) + 1)
-
 
 class Population(Running):
     """All batches merged as one population (Chan et al. 1979): variance within the batches and between them, biased."""
@@ -183,6 +140,57 @@ class Population(Running):
         held = [state[name] for name in ("running_mean", "running_var", "population_size")]
         for buffer, value in zip(held, _merged(held, seen), strict=True):
             buffer.copy_(_where(kept, value, buffer))
+
+
+def terms(spec: NormSpec) -> tuple[Any, float, float | None]:
+    """How `learned` does what `spec` asks for: ATen's function, eps, and the weight of the newest batch.
+
+    That weight is None where it is one part in as many as there were batches.
+    """
+    newest = None if spec.infer_from == "cumulative" else 0.1 if spec.momentum is None else spec.momentum
+    return torch.batch_norm if "N" in spec.over else torch.instance_norm, spec.eps or 0.0, newest
+
+
+def learned(
+    x: Tensor,
+    state: Mapping[str, Any],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalize: Any,
+    eps: float,
+    newest: float | None,
+) -> Tensor | None:
+    """The output of one call of ATen, which blends in the batch too; None, and nothing learned, if not finite.
+
+    Only the host can look at what came of it, and take it back. It looks at bytes, because a tensor's own functions
+    (clone, isfinite) take longer than a small batch's normalization.
+    """
+    mean, var, count = state["running_mean"], state["running_var"], state["num_batches_tracked"]
+    kind, width, of_batch = mean.dtype, mean.numel(), normalize is torch.batch_norm
+    size = SIZE.get(kind)
+    if size is None or not x.is_cpu:
+        return None
+    if not (mean.is_contiguous() and var.is_contiguous() and (of_batch or x.is_contiguous())):
+        return None  # ATen would not keep the layout
+    if x.numel() <= (width if of_batch else width * len(x)):
+        return None  # one cell a statistic
+    try:
+        bytes_of = memory(mean.data_ptr(), width * size), memory(var.data_ptr(), width * size)
+    except RuntimeError:  # under vmap, many statistics in one, that hold no values to look at
+        return None
+    before = bytes_of[0].raw, bytes_of[1].raw
+    share = 1.0 / (int(count) + 1) if newest is None else newest
+    # (on the host the last argument, whether cuDNN may serve, is not read)
+    y = normalize(x, weight, bias, mean, var, True, share, eps, True)
+    top = TOP[size]  # the byte with the sign and most of the exponent, 0x7f or 0xff in NaN, inf and near them
+    tops = bytes_of[0][top] + bytes_of[1][top]
+    if b"\x7f" not in tops and b"\xff" not in tops:
+        if of_batch:  # torch's InstanceNorm holds the count and does not count
+            count.add_(1)
+        return y
+    for buffer, kept in zip((mean, var), before, strict=True):
+        buffer.copy_(torch.frombuffer(bytearray(kept), dtype=kind))
+    return None
 
 
 def _on_host(value: Tensor) -> bool:

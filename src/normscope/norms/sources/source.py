@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normscope.kernels.reference import Statistics
+from normscope.norms.sources.meeting import PATIENCE
 from normscope.terms.spec import NormSpec
 
 
 class Call(NamedTuple):
     """One call of one normalization: the input, its description, its parameters and its buffers.
 
-    `group` is the process group of synchronized statistics; None is the default one. `residual` is added to the
-    normalized input before the activation.
+    `group` is the process group of synchronized statistics, None the default one, and `patience` how many seconds they
+    wait for its other ranks. `residual` is added to the normalized input before the activation.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class Call(NamedTuple):
     mask: Tensor | None = None
     group: Any = None
     residual: Tensor | None = None
+    patience: float = PATIENCE
 
     def kept(self, name: str) -> Tensor | None:
         """The buffer of that name, if there is one."""
