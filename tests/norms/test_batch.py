@@ -226,11 +226,24 @@ def test_masked_statistics_are_those_of_the_kept_cells(name):
     torch.testing.assert_close(masked.state_dict(), packed.state_dict())
 
 
-def test_online_norm_refuses_a_mask_while_training():
-    layer, mask = ns.nn.OnlineNorm(3, dtype=F64), torch.ones(6, 4, dtype=torch.bool)
-    with pytest.raises(ns.NormscopeError, match="leave the mask out"):
-        layer(batches(1)[0], mask)
-    assert layer.eval()(batches(1)[0], mask).isfinite().all()
+def test_online_norm_with_lengths_is_that_of_each_sample_cut_to_its_own():
+    """One sample after the other, without padding; a sample without a cell is none of the stream."""
+    masked, cut = (ns.nn.OnlineNorm(3, decay_forward=0.9, decay_backward=0.8, dtype=F64) for _ in range(2))
+    lengths = torch.tensor([5, 2, 0, 4, 1, 3])
+    for x in batches(3, (6, 3, 5)):
+        upstream = torch.randn_like(x)
+        padded = torch.where(torch.arange(5) < lengths[:, None, None], x, float("nan")).requires_grad_()
+        y = masked(padded, lengths)
+        y.backward(torch.where(padded.isnan(), 7.0, upstream))
+        leaves = [x[n : n + 1, :, :length].clone().requires_grad_() for n, length in enumerate(lengths) if length]
+        outputs = [cut(leaf) for leaf in leaves]
+        for n, leaf, alone in zip(lengths.nonzero(), leaves, outputs, strict=True):
+            alone.backward(upstream[n, :, : leaf.shape[2]])
+            torch.testing.assert_close(y[n, :, : leaf.shape[2]], alone)
+            torch.testing.assert_close(padded.grad[n, :, : leaf.shape[2]], leaf.grad)
+        assert y[padded.isnan()].isnan().all() and (padded.grad[padded.isnan()] == 7).all()
+        torch.testing.assert_close(masked.state_dict(), cut.state_dict())
+    assert masked.eval()(x, lengths).isfinite().all()
 
 
 def test_lengths_are_a_mask():

@@ -28,28 +28,6 @@ def along(value):
     return value[:, None, None]
 
 
-NEWCOMERS = {
-    "FilterResponseNorm": (lambda: ns.nn.FilterResponseNorm(6)(torch.randn(2, 5, 3, 3)), r"pass \(N, 6, \*\)"),
-    "EvoNormB0": (lambda: ns.nn.EvoNormB0(6)(torch.randn(6)), "made for 6 channels on axis 1"),
-    "EvoNormS0": (lambda: ns.nn.EvoNormS0(6, 2)(torch.randn(2, 4, 3, 3)), "made for 6 channels on axis 1"),
-    "SwitchableNorm": (lambda: ns.nn.SwitchableNorm(6)(torch.randn(2, 5, 3, 3)), "made for 6 channels on axis 1"),
-    "DynamicTanh": (lambda: ns.nn.DynamicTanh(6)(torch.randn(2, 6, 3)), r"pass \(N, \*, 6\)"),
-    "layout": (lambda: ns.nn.DynamicTanh(6, layout="nchw"), 'choose "channels_first" or "channels_last"'),
-    "bounds": (lambda: ns.nn.BatchRenorm(6, r_max=3.0), r"such as r_max=\(3.0, 5_000, 40_000\)"),
-    "decay": (lambda: ns.nn.OnlineNorm(6, decay_forward=2.0), "give numbers from 0 up to"),
-    "time steps": (lambda: ns.nn.TemporalBatchNorm(6, 0), "use max_steps ≥ 1"),
-    "one sequence": (lambda: ns.nn.LSTM(3, 4, norm="batch")(torch.randn(3, 1, 3)), "train on two sequences or more"),
-    "one sequence alone": (lambda: ns.nn.TemporalBatchNorm(6)(torch.randn(3, 1, 6)), "train on two sequences or more"),
-}
-
-
-@pytest.mark.parametrize("name", NEWCOMERS)
-def test_what_a_newcomer_may_try_is_refused_in_words(name):
-    call, told = NEWCOMERS[name]
-    with pytest.raises(ns.NormscopeError, match=told):
-        call()
-
-
 def test_positional_norm():
     layer, x = ns.nn.PositionalNorm(6, dtype=F64), image()
     mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from normscope.anatomy.measure import measured
 from normscope.terms.activations import ACTIVATIONS, BY_CLASS, Activation, activation_named
 from normscope.terms.catalog import CATALOG, ENTRIES
+from normscope.terms.errors import ModelError
 from normscope.terms.site import Role
 from normscope.terms.spec import NormSpec
 
@@ -52,7 +53,17 @@ def spec_of(module: nn.Module) -> NormSpec | None:
     copy with random weights, in both modes, and the answer is compared with the catalog. A container that merely holds
     a norm, a reparametrization of weights, and what agrees with no row give None; nothing is guessed. The module and
     the random state stay as they are.
+
+    Raises:
+        ModelError: `module` is none.
     """
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            "The description of something was asked for that is no layer.",
+            found=f"{module.__name__}, a class" if isinstance(module, type) else f"{type(module).__name__}",
+            because="statistics, sizes and eps are those of one layer",
+            do="pass the layer itself, such as torch.nn.GroupNorm(2, 6)",
+        )
     if isinstance(own := getattr(module, "spec", None), NormSpec):
         return own if own.weights is None or own.scale is not None else None
     for kind in type(module).__mro__:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscope.norms.classes import _OfFeatures
 from normscope.norms.leaf import Proxy, leaf
@@ -75,7 +75,7 @@ class BatchRenorm(_OfFeatures):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        if not isinstance(r_max, tuple) or not isinstance(d_max, tuple):
+        if any(not isinstance(bound, tuple) or len(bound) != 3 for bound in (r_max, d_max)):
             raise SpecError(
                 "Batch renormalization was asked for bounds without the batches at which they grow.",
                 found={"r_max": r_max, "d_max": d_max},
@@ -131,10 +131,11 @@ class OnlineNorm(Norm):
         spec = CATALOG["OnlineNorm"].but(eps=eps, decay=(decay_forward, decay_backward), affine=affine, bias=affine)
         super().__init__(spec, num_features, device=device, dtype=dtype)
         scaling = CATALOG["GroupNorm"].but(groups=1, center=False, scale="rms", affine=False, bias=False)
-        self.scaling: nn.Module = Norm(scaling, num_features) if layer_scaling else nn.Identity()
+        self.scaling = Norm(scaling, num_features) if layer_scaling else None
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The normalized input."""
+        """The normalized input; mask (N, *S), or lengths (N,): other cells are neither counted nor written."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
-        return self.scaling(super().forward(input, mask))
+        y = super().forward(input, mask)
+        return y if self.scaling is None else self.scaling(y, mask)

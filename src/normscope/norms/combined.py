@@ -118,5 +118,6 @@ class BatchChannelNorm(nn.Module):
         """The input normalized twice."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_channels(self, input, self.over_batch.channels)
         y = self.over_groups(self.over_batch(input, mask), mask)
         return scale_and_shift(y, self.over_groups.spec, None, None, self.weight, self.bias, mask)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope.norms.leaf import Proxy, leaf
+from normscope.norms.shapes import expect_floats
+from normscope.terms.errors import ShapeError
 
 _FLOOR = 1e-12  # of a length, so that the cosine with a vector of zeros is 0
 
@@ -23,6 +25,14 @@ class CosineLinear(nn.Linear):
         """The cosines, (*, out)."""
         if isinstance(input, Proxy):
             return leaf(self, input)
+        expect_floats(self, input)
+        if input.ndim < 1 or input.shape[-1] != self.in_features:
+            raise ShapeError(
+                "CosineLinear was given vectors of another length than its weights.",
+                found={"input": tuple(input.shape), "in_features": self.in_features},
+                because="an angle is one between two vectors of the same space",
+                do=f"pass (*, {self.in_features})",
+            )
         unit = F.normalize(input, dim=-1, eps=_FLOOR), F.normalize(self.weight, dim=1, eps=_FLOOR)
         return F.linear(*unit).clamp(-1, 1)  # rounding may step over 1 by an ulp
 
@@ -34,6 +44,17 @@ class _CosineConv(nn.modules.conv._ConvNd):
         """The cosines, (N, out, *)."""
         if isinstance(input, Proxy):
             return leaf(self, input)
+        expect_floats(self, input)
+        if (
+            input.ndim not in (self.weight.ndim - 1, self.weight.ndim)
+            or input.shape[1 - self.weight.ndim] != self.in_channels
+        ):
+            raise ShapeError(
+                f"{type(self).__name__} was given an input that it cannot read.",
+                found={"input": tuple(input.shape), "in_channels": self.in_channels},
+                because="an angle is one between a patch of the input and a filter of as many channels",
+                do=f"pass (N, {self.in_channels}{', *' * (self.weight.ndim - 2)})",
+            )
         fan_in = tuple(range(1, self.weight.ndim))
         length = torch.linalg.vector_norm(self.weight, dim=fan_in, keepdim=True).clamp(min=_FLOOR)
         y = self._conv_forward(input, self.weight / length, None)  # pyright: ignore[reportCallIssue]

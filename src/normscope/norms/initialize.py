@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normscope.anatomy.batch import Probe
+from normscope.norms.shapes import expect_module
 from normscope.terms.activations import ACTIVATIONS, activation_named
 from normscope.terms.errors import DataError, ModelError, UnknownNameError
 
@@ -164,6 +165,13 @@ def fixup(branches: Sequence[nn.Module], *, activation: str | None = "relu") -> 
         ModelError: a branch holds no weight layer.
         UnknownNameError: no such activation is known.
     """
+    if isinstance(branches, nn.Module) or not branches:
+        raise ModelError(
+            "Fixup was asked for without a list of residual branches.",
+            found="an empty list" if not isinstance(branches, nn.Module) else f"one {type(branches).__name__}",
+            because="the scale of each branch depends on how many there are",
+            do="pass the branches alone, such as [block.branch for block in model.blocks]",
+        )
     for branch in branches:
         layers = [layer for layer in branch.modules() if isinstance(layer, _PRODUCERS)]
         if not layers:
@@ -182,6 +190,7 @@ def fixup(branches: Sequence[nn.Module], *, activation: str | None = "relu") -> 
 
 def _each(module: M, fill: Callable[[Tensor, int, int], object]) -> M:
     """Fill the weight of every weight layer, given its fan in and fan out, and zero its bias."""
+    expect_module("An initialization", module)
     for layer in module.modules():
         if isinstance(layer, _PRODUCERS):
             weight = layer.weight.detach().clone()
@@ -216,6 +225,7 @@ def _assign(layer: Layer, weight: Tensor) -> None:
 
 def _layer_by_layer(module: M, batch: Any, fit: Callable[[Layer, Callable[[], Tensor]], None]) -> M:
     """Run the batch through once; each weight layer is fitted when it is first reached, on what reaches it then."""
+    expect_module("An initialization on data", module)
     done: set[nn.Module] = set()
 
     def reach(layer: Layer, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -235,6 +245,13 @@ def _layer_by_layer(module: M, batch: Any, fit: Callable[[Layer, Callable[[], Te
             hook.remove()
         for buffer, before in buffers:
             buffer.copy_(before)
+    if not done:
+        raise ModelError(
+            "An initialization on data was asked of a model that has nothing to fit.",
+            found=f"{type(module).__name__}, of which the batch reached no linear or convolutional layer",
+            because="it scales the weights of such layers by what reaches them",
+            do="pass the whole model, and a batch that runs through all of it",
+        )
     return module
 
 

@@ -12,9 +12,9 @@ from normscope.kernels.cells import cells, counted, each
 from normscope.kernels.reference import measure, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.module import Norm
-from normscope.norms.shapes import expect_channels
+from normscope.norms.shapes import expect_channels, expect_floats, expect_size
 from normscope.terms.catalog import CATALOG
-from normscope.terms.errors import SpecError
+from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import Layout
 
 
@@ -32,6 +32,7 @@ class PositionalNorm(Norm):
 
     def moments(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the deviation of each position, each (N, 1, *): injected later as ``y · deviation + mean``."""
+        expect_channels(self, input, self.channels)
         seen = measure(input, self.spec)
         return seen.mean.flatten(1, 2), root(seen.var, self.spec).flatten(1, 2)
 
@@ -101,12 +102,28 @@ class LocalResponseNorm(nn.Module):
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
+        expect_size("LocalResponseNorm", size=size)
+        if size == 0:
+            raise ShapeError(
+                "LocalResponseNorm was asked for a neighbourhood of no channel.",
+                found={"size": size},
+                because="each channel is divided by the energy of `size` channels around it, itself among them",
+                do="use size ≥ 1, AlexNet's is 5",
+            )
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, input: Tensor) -> Tensor:
         """``x / (k + α · mean of x² over `size` channels)^β``."""
         if isinstance(input, Proxy):
             return leaf(self, input)
+        expect_floats(self, input)
+        if input.ndim < 3:
+            raise ShapeError(
+                "LocalResponseNorm was given an input without positions.",
+                found={"input": tuple(input.shape)},
+                because="it reads (N, C, *) with one axis of positions or more",
+                do="pass input.unsqueeze(-1) where there is one position",
+            )
         return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:

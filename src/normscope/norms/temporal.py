@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope.kernels.reference import Statistics, measure, root, scale_and_shift, wide
 from normscope.norms.leaf import Proxy, leaf
+from normscope.norms.shapes import expect_floats
 from normscope.norms.sources import Call, initial_state, run, teach
 from normscope.terms.catalog import CATALOG
 from normscope.terms.errors import ShapeError, SpecError
@@ -76,6 +77,7 @@ class TemporalBatchNorm(nn.Module):
         """The normalized sequence; mask (T, N), or (N, T) with `batch_first`: True steps are counted."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
+        expect_floats(self, input)
         if input.ndim != 3 or input.shape[-1] != self.channels:
             raise ShapeError(
                 "TemporalBatchNorm was given an input that is no sequence of its features.",

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from normscope.norms.classes import LayerNorm, RMSNorm
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
+from normscope.norms.shapes import expect_floats
 from normscope.norms.temporal import TemporalBatchNorm
 from normscope.terms.errors import DataError, ModelError, ShapeError
 
@@ -116,23 +117,12 @@ class Unrolled(nn.Module):
         if isinstance(input, Proxy):
             return leaf(self, input, hx)
         if isinstance(input, PackedSequence):
+            self._check(input.data, "packed sequences of (T, input_size)", input.data.ndim == 2)
             return self._packed(input, hx)
+        wanted = "(N, T" if self.batch_first else "(T, N"
+        expect_floats(self, input)
+        self._check(input, f"{wanted}, input_size), or (T, input_size) for one sequence", input.ndim in (2, 3))
         single = input.ndim == 2
-        if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ShapeError(
-                f"{type(self).__name__} was given an input that it cannot read.",
-                found={"input": tuple(input.shape), "input_size": self.input_size},
-                because="it reads (T, N, input_size), or (T, input_size) for one sequence",
-                do=f"pass {'(N, T' if self.batch_first else '(T, N'}, {self.input_size})",
-            )
-        dtype = self.weight_hh_l0.dtype
-        if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
-            raise DataError(
-                f"{type(self).__name__} was given an input of another dtype than its weights.",
-                found={"input": input.dtype, "weights": dtype},
-                because="a matrix product takes one dtype",
-                do=f"pass input.to({dtype}), or convert the layer: layer.to({input.dtype})",
-            )
         batch = 0 if self.batch_first else 1
         x = input.unsqueeze(batch) if single else input
         states = self._initial(x, hx, x.shape[batch], single)
@@ -144,6 +134,23 @@ class Unrolled(nn.Module):
         if single:
             y, last = y.squeeze(batch), tuple(state.squeeze(1) for state in last)
         return y, last if self.states > 1 else last[0]
+
+    def _check(self, input: Tensor, wanted: str, rank: bool) -> None:
+        if not rank or input.shape[-1] != self.input_size:
+            raise ShapeError(
+                f"{type(self).__name__} was given an input that it cannot read.",
+                found={"input": tuple(input.shape), "input_size": self.input_size},
+                because=f"it reads {wanted}",
+                do=f"pass {'(N, T' if self.batch_first else '(T, N'}, {self.input_size})",
+            )
+        dtype = self.weight_hh_l0.dtype
+        if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
+            raise DataError(
+                f"{type(self).__name__} was given an input of another dtype than its weights.",
+                found={"input": input.dtype, "weights": dtype},
+                because="a matrix product takes one dtype",
+                do=f"pass input.to({dtype}), or convert the layer: layer.to({input.dtype})",
+            )
 
     def _packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, lengths = pad_packed_sequence(input)
@@ -167,12 +174,13 @@ class Unrolled(nn.Module):
         shape = (self.num_layers * (1 + self.bidirectional), batch, self.hidden_size)
         if hx is None:
             return tuple(x.new_zeros(shape) for _ in range(self.states))
-        given: Sequence[Tensor] = hx if self.states > 1 else (hx,)
-        states = tuple(state.unsqueeze(1) if single else state for state in given)
+        given: Sequence[Any] = (hx,) if isinstance(hx, Tensor) else hx
+        tensors = all(isinstance(state, Tensor) for state in given)
+        states = tuple(state.unsqueeze(1) if single else state for state in given if tensors)
         if len(states) != self.states or any(state.shape != shape for state in states):
             raise ShapeError(
                 f"{type(self).__name__} was given states that do not fit.",
-                found={"states": [tuple(state.shape) for state in given]},
+                found={"states": [tuple(getattr(state, "shape", ())) for state in given]},
                 because=f"there are {shape[0]} passes over {batch} sequences with {self.hidden_size} hidden units",
                 do=f"pass {self.states} of shape {shape[:1] + shape[2:] if single else shape}",
             )

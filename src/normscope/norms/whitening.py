@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from normscope.kernels.cells import counted, ungroupable
 from normscope.kernels.reference import wide
 from normscope.norms.leaf import Proxy, leaf
-from normscope.norms.shapes import expect_channels
+from normscope.norms.shapes import expect_channels, expect_size
 from normscope.norms.sources import recomputing
 from normscope.terms.catalog import CATALOG
+from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import NormSpec
 
 
@@ -37,6 +38,14 @@ class Whitening(nn.Module):
 
     def __init__(self, spec: NormSpec, num_features: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        expect_size(type(self).__name__, num_features=num_features)
+        if spec.iterations is not None and spec.iterations < 1:
+            raise SpecError(
+                "A whitening was asked for with no step of Newton's iteration.",
+                found={"iterations": spec.iterations},
+                because="each step takes the estimate nearer to the inverse root; none leaves it at the identity",
+                do="use iterations ≥ 1, the paper's is 5, or DecorrelatedBatchNorm for the exact root",
+            )
         if num_features % spec.groups:
             raise ungroupable(num_features, spec.groups)
         self.spec, self.channels = spec, num_features
@@ -55,6 +64,13 @@ class Whitening(nn.Module):
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
         expect_channels(self, input, self.channels)
+        if self.training and input.numel() == self.channels:
+            raise ShapeError(
+                f"{type(self).__name__} was given a single cell to train on.",
+                found={"input": tuple(input.shape), "training": True},
+                because="one cell shows no covariance: the output would be the bias",
+                do="train on more samples or positions, best on many more than channels in a group",
+            )
         groups = self.spec.groups
         x = wide(input).movedim(1, 0).flatten(1).unflatten(0, (groups, -1))  # (groups, channels of one, cells)
         if mask is not None:
