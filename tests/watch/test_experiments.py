@@ -1,6 +1,7 @@
 """What runs the fixed batch at other parameters: each on a case solved by hand, and none of it touches the training."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ import normscope as ns
 from normscope.anatomy.batch import Probe
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning
+from normscope.watch import schedule
 from normscope.watch.bench import LAYERS, Experiment, spread
 from normscope.watch.deviation import deviation
 from normscope.watch.fixed_batch import FixedBatch
 from normscope.watch.measure import measures, measures_named
 from normscope.watch.schedule import Budgeted, Cost, Due, Spending
-from normscope.watch.session import watch
+from normscope.watch.session import Watcher, watch
 
 EXPERIMENTS = ("gradient_shift", "landscape", "amplification")
 
@@ -203,6 +205,8 @@ def test_a_loss_is_looked_for_and_the_held_gradient_is_said(tmp_path):
 
 
 def test_experiments_run_where_they_are_named_or_in_turn_as_the_budget_affords(tmp_path, trainings, monkeypatch):
+    cost = Watcher._cost
+
     def run(name, steps, **settings):
         trainings["mlp"].run(steps, watching=lambda m, o: watch(m, o, tmp_path / name, loss_fn=loss, **settings))
         return ns.Record(tmp_path / name)
@@ -212,7 +216,21 @@ def test_experiments_run_where_they_are_named_or_in_turn_as_the_budget_affords(t
 
     assert "effective_smoothness" not in run("plain", 12, every=1).quantities(None)
     assert "landscape" not in ns.Record(tmp_path / "plain").meta["probes"]
-    assert "effective_smoothness" not in run("poor", 12, budget=1e-6).quantities(None)
+    assert "`probes=` names them" in ns.Record(tmp_path / "plain").meta["experiments"]
+    short = run("short", 200, budget=1e-6)  # on credit
+    assert {"loss_variation", "effective_smoothness"} <= set(short.quantities(None))
+    assert len(short.series("3", "gradient_shift")) and len(short.series("0", "depth_amplification"))
+    assert not [event for event in short.events if "There is no" in event.text]
+    monkeypatch.setattr(schedule, "LOAN", 0.0)
+    monkeypatch.setattr(Watcher, "_cost", lambda self: replace(cost(self), setup=0.0))
+    poor = run("poor", 40, budget=1e-6)
+    assert "effective_smoothness" not in poor.quantities(None)
+    notes = [event.text for event in poor.events if event.kind == "note"]
+    assert len([note for note in notes if "its turn never came within the budget: it takes up to" in note]) == 3
+    still = trained(chain(1.0, 1.0), torch.ones(4, 1), tmp_path / "still", rate=0.0, probes=("landscape",))
+    ended = trained(chain(1.0, 1.0), torch.ones(4, 1), tmp_path / "ended", rate=0.1, steps=0, probes=("landscape",))
+    for record, why in ((still, "no update was made"), (ended, "the run ended before the step after it")):
+        assert [why in event.text for event in record.events if event.kind == "note"] == [True]
     monkeypatch.setattr(Budgeted, "due", lambda self, step, cost: Due(*[step % 10 == 0] * 3))
     rich = run("rich", 62)
     assert list(rich.series("0", "depth_amplification").steps) == [10, 40]

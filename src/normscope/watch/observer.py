@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import inf, nan
@@ -63,6 +64,8 @@ class Observer:
         self._replicated = replicated  # another process writes the same parameters
         self._batch_size: int | None = None  # of the first batch: the last of an epoch is often smaller
         self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
+        self._began: Counter[Experiment] = Counter()
+        self._told: set[Experiment] = set()
         self._plan: Plan | None = None
         self._fixed: FixedBatch | None = None
         self._taps: Taps | None = None
@@ -158,6 +161,22 @@ class Observer:
             self._guard("record", self._write, step, taps, update, step=step)
         self.leave()
 
+    def tell_missing(self) -> None:
+        """The run is over: note which experiments it is without, and why."""
+        if self._fixed is None:  # which was told
+            return
+        for experiment in self._experiments:
+            name, begun = type(experiment).__module__.rpartition(".")[2], self._began[experiment]
+            if experiment in self._told or self._plan is None or not self._plan.places:
+                continue
+            if begun == 0:
+                why = f"its turn never came within the budget: it takes up to {experiment.passes} passes"
+            elif begun == 1 and self._begun is not None and experiment in self._begun[1]:
+                why = "the run ended before the step after it, with which it ends"
+            else:
+                why = "no update was made, or there was neither a loss nor a gradient to follow"
+            self._journal.say(f"There is no {name} of this run: {why}.")
+
     def leave(self) -> None:
         """Take everything off the model; what was seen and not written is forgotten."""
         if self._taps is not None:
@@ -173,6 +192,7 @@ class Observer:
     def _begin_experiments(self, step: int, fixed: FixedBatch) -> None:
         """Keep the parameters as they are before the update of this step."""
         self._begun = step, self._next_experiments(), fixed.kept()
+        self._began.update(self._begun[1])
         self._turn += 1
 
     def _conclude(self, step: int, experiments: list[Experiment], before: Values) -> None:
@@ -185,7 +205,10 @@ class Observer:
             self._guard(type(experiment).__name__, self._experiment, step, experiment, bench, step=step)
 
     def _experiment(self, step: int, experiment: Experiment, bench: Bench) -> None:
-        self._journal.readings(step, experiment.run(bench))
+        readings = list(experiment.run(bench))
+        if readings:
+            self._told.add(experiment)
+        self._journal.readings(step, readings)
 
     def _keep_probe(self, step: int, batch: Probe) -> None:
         """Hold `batch` for the rest of the run, unless it could never show anything but what is wrong with itself."""

@@ -102,7 +102,7 @@ class Budgeted(Datum):
     The cost of the first step, the set-up, is given. After it a look is due once what was spent on its kind and what it
     costs fit into its half of ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
     budget has grown yet, may borrow: together as much as the set-up took, or a second; the later steps pay it back.
-    Experiments take at most half of the fixed batch's half, and borrow nothing.
+    Experiments take at most half of the fixed batch's half.
     """
 
     budget: float
@@ -115,8 +115,7 @@ class Budgeted(Datum):
         allowed = (self.budget * cost.elapsed + loan) / 2
         probe = cost.probe.total + cost.experiment.total + cost.probe.latest <= allowed
         live = probe or cost.live.total + cost.live.latest <= allowed
-        room = self.budget * cost.elapsed / 4 - cost.experiment.total
-        return Due(live, probe, live and 0 < cost.experiment.latest <= room)
+        return Due(live, probe, live and 0 < cost.experiment.latest <= allowed / 2 - cost.experiment.total)
 
 
 @dataclass(frozen=True, repr=False)

@@ -76,7 +76,8 @@ def watch(
         probes: names of the measures of the fixed batch (files under ``watch/probes``). When left out, all that cost
             little; and with "auto", in turn and as the budget affords, the experiments: ``gradient_shift``,
             ``landscape`` and ``amplification`` run the fixed batch at other parameters, up to nine passes each, and
-            keep a copy of the parameters for one step. Where they are named they run with each fixed batch.
+            keep a copy of the parameters for one step. Where they are named they run with each fixed batch. The record
+            says which a run is without, and why.
         seed: of the random states in which the fixed batch runs, the same at every step.
         start: the number of steps already taken, in a run that is resumed: counting goes on from there, and a record
             at `path` keeps what it holds of earlier steps. The step with this number is always sampled.
@@ -100,6 +101,8 @@ def watch(
     wrapped, root, model = model, called(model), unwrapped(model)
     place = Path(path) if path is not None else fresh_path(model)
     told = described(model, every=every, budget=budget, live=live, seed=seed, probes=tuple(measures))
+    if not any(isinstance(measure, Experiment) for measure in measures.values()):
+        told["experiments"] = 'none asked for: `probes=` names them, or with every="auto" they take turns'
     journal = Journal(Writer(place, rank=rank, meta={**told, **(meta or {})}))
     guard = Guard(journal.writer.event)
     guard("compiled loops", journal.prepare, model)
@@ -418,6 +421,7 @@ class Watcher:
         for handle in self._step_hooks:
             handle.remove()
         self._tell_losses()
+        self._observer.tell_missing()
         self._journal.settle()
         self._journal.writer.meta(overhead=self.overhead)
         self._journal.writer.event("end", f"Watching ended after {self._step} steps.", step=self._step)
