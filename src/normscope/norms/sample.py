@@ -98,7 +98,11 @@ class FilterResponseNorm(Norm):
 
 
 class LocalResponseNorm(nn.Module):
-    """Division by the energy of neighbouring channels (Krizhevsky et al. 2012); see `torch.nn.LocalResponseNorm`."""
+    """Division by the energy of neighbouring channels (Krizhevsky et al. 2012); see `torch.nn.LocalResponseNorm`.
+
+    As in torch, α weighs the mean of the neighbours' squares; the paper's weighs their sum, so that its α = 1e-4 with
+    5 neighbours is 5e-4 here.
+    """
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
@@ -113,7 +117,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, input: Tensor) -> Tensor:
-        """``x / (k + α · mean of x² over `size` channels)^β``."""
+        """``x / (k + α/size · Σ x² over `size` channels)^β``."""
         if isinstance(input, Proxy):
             return leaf(self, input)
         expect_floats(self, input)

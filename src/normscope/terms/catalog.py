@@ -81,7 +81,11 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "BatchRenorm",
         _BATCH.but(
-            train_from="renormalized", momentum=0.01, eps=1e-3, corrections=((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))
+            train_from="renormalized",
+            momentum=0.01,
+            unbiased=False,
+            eps=1e-3,
+            corrections=((3.0, 5_000, 40_000), (5.0, 5_000, 25_000)),
         ),
         "Ioffe 2017, Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
         "Small or dependent batches, where training and inference must agree.",

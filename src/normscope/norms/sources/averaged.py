@@ -16,7 +16,7 @@ from torch import Tensor
 from normscope.kernels import native
 from normscope.kernels.dispatch import takes_kernel
 from normscope.kernels.force import forced
-from normscope.kernels.reference import Statistics, finish, measure
+from normscope.kernels.reference import Statistics, finish, measure, root
 from normscope.norms import past
 from normscope.norms.glance import SIZE, TOP, memory
 from normscope.norms.sources.given import Given
@@ -110,6 +110,11 @@ class Running(Given):
     def blend(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics, kept: Tensor | None) -> None:
         """Move the buffers towards the statistics, (C,) each, where `kept`; None is everywhere."""
         share = self.share(state, spec)
+        if spec.train_from == "renormalized":
+            held = state["running_var"]
+            held.copy_(_where(kept, _by_deviation(held, seen.var.to(held.dtype), spec, share), held))
+            state["running_mean"].lerp_(_where(kept, seen.mean.to(held.dtype), state["running_mean"]), share)
+            return
         for buffer, value in ((state["running_mean"], seen.mean), (state["running_var"], seen.var)):
             buffer.lerp_(_where(kept, value.to(buffer.dtype), buffer), share)
 
@@ -140,6 +145,13 @@ class Population(Running):
         held = [state[name] for name in ("running_mean", "running_var", "population_size")]
         for buffer, value in zip(held, _merged(held, seen), strict=True):
             buffer.copy_(_where(kept, value, buffer))
+
+
+def _by_deviation(held: Tensor, seen: Tensor, spec: NormSpec, share: Tensor | float) -> Tensor:
+    """The variance whose σ, with eps in it, is the average of both (Ioffe 2017, algorithm 1, averages σ)."""
+    sigma = root(held, spec).lerp(root(seen, spec), share)
+    least = root(torch.zeros_like(held), spec)  # what eps adds where it stands
+    return (sigma.square() - least.square() if spec.eps_place == "inside" else (sigma - least).square()).clamp(min=0)
 
 
 def terms(spec: NormSpec) -> tuple[Any, float, float | None]:

@@ -19,7 +19,8 @@ CORRECTIONS = ((3.0, 5_000, 40_000), (5.0, 5_000, 25_000))  # Ioffe 2017
 class Renormalized(Source):
     """``x̂ = (x − μ_B)/σ_B · r + d`` with ``r = clip(σ_B/σ)`` and ``d = clip((μ_B − μ)/σ)``, both outside the gradient.
 
-    μ and σ are the running statistics before this batch. The bounds of r and d grow from none (batch normalization)
+    μ and σ are the running statistics before this batch: averages of the batches' means and (biased) deviations, of
+    which ``running_var`` holds σ² − ε. The bounds of r and d grow from none (batch normalization)
     to `spec.corrections` with the number of batches seen, and never past them.
     """
 
