@@ -4,9 +4,13 @@ Times are medians in microseconds and multiples of the ideal: the time in which 
 what any norm must move, two passes over the tensor forward (read x, write y) and three backward (read x and the
 gradient, write the gradient). Ratios are medians over rounds in which the layers take turns, with their quartiles;
 "inference" is the forward pass alone in evaluation mode. Memory is the peak above what was there before the step, in
-multiples of the input.
+multiples of the input. Compiled is `torch.compile` of the same step, on the last shape of each norm; recurrent layers
+are left out, whose steps the compiler would unroll.
 
     python benchmarks/norms.py [--compile] [--only BatchNorm,LayerNorm] [--device cuda] [--out benchmarks/results]
+
+`--part 2/10` measures a tenth of the rows and puts them beside the others. `--warm` only compiles, so that a later run
+finds the compiler's work in its cache and measures alone.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from normscope.terms.catalog import CATALOG
 IMAGE, SMALL_IMAGE, LARGE_IMAGE = (32, 64, 28, 28), (2, 64, 14, 14), (64, 64, 32, 32)
 TOKENS, ROWS, FEW_ROWS = (32, 128, 256), (1024, 256), (32, 256)
 SEQUENCE = (128, 32, 256)
-SECONDS = 0.6  # of each row's rounds
+SECONDS = 0.5  # of each row's rounds
 ROUNDS = 61  # at most
 
 Build = Callable[[], nn.Module]
@@ -226,30 +230,50 @@ def measure(name: str, shape: tuple[int, ...], device: str, compiled: bool) -> l
     told += ["" if name.startswith(NOT_ONE_PASS) else f"{training[0].seconds / ideal:.1f}"]
     told += [f"{training[1].seconds * 1e6:.0f}", training[0].told(), used[0].told()] if theirs else ["", "", ""]
     told += [memory[0], memory[1] if theirs else ""]
-    if compiled:
+    if compiled and shape == CASES[name][1][-1]:
         told += by_compiler(name, layers, x, device, training)
     return told
 
 
 def by_compiler(name: str, layers: list[nn.Module], x: torch.Tensor, device: str, eager: list[Found]) -> list[str]:
-    """The compiled layer's time as a share of the eager one's, and its ratio to torch's compiled layer."""
+    """The compiled layer's time as a share of the eager one's, its ratio to torch's compiled layer, its memory."""
     if name.startswith(("LSTM", "GRU", "RNN,")):
-        return ["", ""]  # the compiler unrolls their steps: minutes of compilation
-    torch._dynamo.reset()
+        return []
     try:
-        found = times([step(torch.compile(layer), x) for layer in layers], device)
+        runs = compiled_steps(layers, x)
+        found = times(runs, device)
     except Exception as error:
-        return [type(error).__name__, ""]
-    return [f"{found[0].seconds / eager[0].seconds:.2f}", found[0].told() if len(layers) > 1 else ""]
+        return [type(error).__name__]
+    memory = f"{peak(runs[0], device) / (x.numel() * x.element_size()):.1f}"
+    return [f"{found[0].seconds / eager[0].seconds:.2f}", found[0].told() if len(layers) > 1 else "", memory]
+
+
+def compiled_steps(layers: list[nn.Module], x: torch.Tensor) -> list[Callable[[], None]]:
+    """A step of each layer, compiled now."""
+    torch._dynamo.reset()
+    runs = [step(torch.compile(layer), x) for layer in layers]
+    for run in runs:
+        run()
+    return runs
+
+
+def warm(name: str, device: str) -> None:
+    """Leave what the compiler makes of a norm in its cache."""
+    (make, make_torchs), shapes = CASES[name]
+    if not name.startswith(("LSTM", "GRU", "RNN,")):
+        layers = [one().to(device) for one in (make, make_torchs) if one is not None]
+        compiled_steps(layers, torch.randn(shapes[-1], device=device, requires_grad=True))
 
 
 HEADS = ("norm", "input", "µs", "× ideal", "torch µs", "ours / torch", "ours / torch, inference", "memory", "torch")
-COMPILED = ("compiled / eager", "compiled ours / torch")
+COMPILED = ("compiled / eager", "compiled ours / torch", "memory, compiled")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--warm", action="store_true", help="compile, and measure nothing")
+    parser.add_argument("--part", default="1/1", help="which part of the rows, such as 2/10; its rows are replaced")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="names that begin so, with commas between; their rows are replaced")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -257,16 +281,23 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / f"norms-{options.device}.json"
-    rows: dict[str, list[str]] = json.loads(kept.read_text()) if options.only and kept.exists() else {}
-    wanted = tuple(options.only.split(","))
-    for name, (_, shapes) in CASES.items():
-        for shape in shapes if name.startswith(wanted) else ():
-            told = measure(name, shape, options.device, options.compile)
-            before = rows.get(" ".join(told[:2]), [])
-            rows[" ".join(told[:2])] = told + before[len(told) :]
-            print(" | ".join(told), flush=True)
-            kept.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-            (options.out / f"norms-{options.device}.md").write_text(page(list(rows.values()), options.device))
+    part, parts = map(int, options.part.split("/"))
+    whole = parts == 1 and not options.only
+    rows: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() and not whole else {}
+    wanted = [name for name in CASES if name.startswith(tuple(options.only.split(",")))]
+    if options.warm:
+        for name in wanted[part - 1 :: parts]:
+            print(name, flush=True)
+            warm(name, options.device)
+        return
+    every = [(name, shape) for name in wanted for shape in CASES[name][1]]
+    for name, shape in every[part - 1 :: parts]:
+        told = measure(name, shape, options.device, options.compile)
+        before = rows.get(" ".join(told[:2]), [])
+        rows[" ".join(told[:2])] = told + before[len(told) :]
+        print(" | ".join(told), flush=True)
+        kept.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        (options.out / f"norms-{options.device}.md").write_text(page(list(rows.values()), options.device))
 
 
 def page(rows: list[list[str]], device: str) -> str:
