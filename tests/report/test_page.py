@@ -4,17 +4,19 @@ import dataclasses
 import json
 import math
 import re
+import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from normscope.record.series import Series
+from normscope.record.reader import Record
+from normscope.record.writer import Writer
 from normscope.report import html, page
 from normscope.report.parts import Bands, Card, Chart, Choice, Curves, HeatMap, Intervals, Paragraph, Part, Profile
 from normscope.stats.summary import Summary
@@ -314,49 +316,37 @@ def test_a_model_at_rest_has_findings_alone():
 # size -----------------------------------------------------------------------------------------------------------------
 
 
-def large(n_sites: int, n_steps: int) -> SimpleNamespace:
-    """A stand-in for the record of a large run, which would take minutes to write."""
-    made = tuple(Site(f"encoder.layers.{at}.mlp.fc", role="producer", kind="Linear", depth=at) for at in range(n_sites))
-    steps = np.arange(n_steps) * 10
-    wave = np.exp(np.sin(steps / 777.0)) * math.pi
-    summary = Summary.of(torch.randn(256))
-    names = (
-        "mean",
-        "std",
-        "min",
-        "max",
-        "zeros",
-        "gradient_norm",
-        "internal_shift",
-        "external_shift",
-        "saturated",
-        "update_ratio",
-    )
-    depths = {site.key: site.depth for site in made}
-
-    def series(site, quantity, *, source=None):
-        at = depths.get(getattr(site, "key", site), 0)
-        return Series.of(site if isinstance(site, Site) else None, quantity, "live", steps, wave * (1 + at))
-
-    return SimpleNamespace(
-        path=SimpleNamespace(name="large"), sites=made, steps=steps, events=(), trials=(), complete=True, seconds=1.0,
-        meta={}, quantities=lambda site: names, series=series, summary=lambda site, step, source: summary,
-        summaries=lambda site, source: [(int(step), summary) for step in steps],
-    )  # fmt: skip
+def large(path, n_sites: int, n_steps: int) -> Record:
+    """The record of a large run: one step is written, and copied in the file."""
+    told = [Summary.of(torch.randn(256)) for _ in range(16)]
+    with Writer(path, queue_limit=4 * n_sites) as writer:
+        for at in range(n_sites):
+            site = Site(f"encoder.layers.{at}.mlp.fc", role="producer", kind="Linear", depth=at)
+            writer.summary(site, 0, "live", told[at % 16])
+    with closing(sqlite3.connect(path / "rank0.sqlite", isolation_level=None)) as file:
+        columns = [name for _, name, *_ in file.execute("PRAGMA table_info(summary)")]
+        moved = ", ".join({"step": "step + ?", "mean": "mean + 0.01 * ?"}.get(name, name) for name in columns)
+        file.execute("BEGIN")
+        for step in range(1, n_steps):
+            file.execute(f"INSERT INTO summary SELECT {moved} FROM summary WHERE step = 0", (step, step))
+        file.execute("COMMIT")
+    return Record(path)
 
 
-def test_a_thousand_sites_by_two_thousand_steps_make_a_small_page_that_says_so(tmp_path):
+def test_a_thousand_sites_by_three_hundred_steps_make_a_small_page_that_says_so(tmp_path):
     named = Site("encoder.layers.501.mlp.fc").key
-    told = Diagnosis((finding(sites=(named,), evidence=Evidence("std", 1e4, 10, per_site=((named, 1e4),))),))
-    tree = page.tree(large(1000, 2000), told)  # pyright: ignore
+    told = Diagnosis((finding(sites=(named,), evidence=Evidence("mean", 1e4, 10, per_site=((named, 1e4),))),))
+    tree = page.tree(large(tmp_path / "large", 1000, 300), told)
     size = len(html.paint(tree).encode())
     assert size < 3.5e6
     heat_map = next(chart for chart in charts(tree) if isinstance(chart, HeatMap))
     assert len(heat_map.places) == 60 and len(heat_map.steps) == 120
+    assert heat_map.steps[0] == 0 and heat_map.steps[-1] == 299
     assert "encoder.layers.501.mlp.fc" in heat_map.places
-    assert "Shown: 60 of 1,000" in heat_map.note and "Shown: 120 of 2,000 sampled steps" in heat_map.note
+    assert "Shown: 60 of 1,000" in heat_map.note and "Shown: 120 of 300 sampled steps" in heat_map.note
     bands = [chart for chart in charts(tree) if isinstance(chart, Bands)]
     assert len(bands) == 120
+    assert "Shown: 60 of 300 sampled steps" in bands[0].note
 
 
 # strangers ------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def origin(case: Case) -> Origin | None:
 def _suspicious(case: Case) -> bool:
     if case.diverged or any(event.kind == "nonfinite" for event in case.record.events):
         return True
-    last = (case.record.grid(source, steps=case.sampled(source)[-1:].tolist()) for source in _SOURCES)
+    last = (case.record.grid(source, steps=case.sampled(source)[-1:]) for source in _SOURCES)
     return any(grid.rows.nonfinite.any() for grid in last)
 
 

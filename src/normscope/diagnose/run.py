@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from normscope.diagnose.track import Track
-from normscope.record.grid import Excerpt, Grid
-from normscope.record.quantities import FROM_COLUMNS, LIVES
 from normscope.record.reader import Record
+from normscope.record.sweep import Sweep
 from normscope.stats.summary import Summary
 from normscope.terms.datum import Datum
 from normscope.terms.errors import UnknownNameError
@@ -31,46 +30,29 @@ class Run(Datum):
     """
 
     record: Record = field(repr=False)
-    _grids: dict[str, Grid] = field(default_factory=dict, init=False, repr=False)
-    _excerpts: dict[str, Excerpt] = field(default_factory=dict, init=False, repr=False)
-    _scalars: dict[str, dict[str, Track]] = field(default_factory=dict, init=False, repr=False)
+    _tracks: dict[tuple[str, str, str], Track] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def steps(self) -> np.ndarray:
         """The sampled steps, int64, ascending."""
-        return self.record.steps
+        return self._sweep.steps
 
     @cached_property
     def tensors(self) -> dict[str, Site]:
         """Every tensor that was recorded, by key, in execution order."""
-        return {site.key: site for site in self.record.sites}
+        return self._sweep.tensors
 
-    def sampled(self, source: str, most: int = SAMPLES) -> np.ndarray:
-        """The steps that are read of a source, `most` of those at which it was looked at."""
-        return spread(self._steps_of["probe" if source.startswith("probe") else source], most)
+    def sampled(self, source: str) -> tuple[int, ...]:
+        """The steps at which whole summaries of a source are read."""
+        return self._sweep.sampled(source)
 
     def scalar(self, site: Site | None, quantity: str) -> Track:
         """A number that the watcher stored for a site or another tensor of its module, or for the whole run."""
-        if site is None:
-            return self._of_run(quantity)
-        if quantity not in self._scalars:
-            told = self.record.scalars(quantity)
-            self._scalars[quantity] = {key: Track.of(one.steps, one.values) for key, one in told.items()}
-        known = self._scalars[quantity]
-        near = (one for one in self._modules.get((site.path, site.call), ()) if site.name in ("", one.name))
-        keys = (site.key, *(one.key for one in near))
-        return next((known[key] for key in keys if key in known), Track.of((), ()))
+        return self._track(site, quantity, "")
 
     def over(self, tensor: Site, quantity: str, source: str = "live") -> Track:
         """A quantity that is derived from the summaries of one tensor, at up to `NUMBERS` steps of one source."""
-        tensor = tensor.at(LIVES.get(quantity, tensor.what), tensor.name)
-        if tensor.key not in self.tensors:
-            return Track.of((), ())
-        if quantity in FROM_COLUMNS:
-            series = self._grid(source).series(tensor, quantity)
-        else:
-            series = self.record.series(tensor, quantity, source=source, steps=self.sampled(source).tolist())
-        return Track.of(series.steps, series.values)
+        return self._track(tensor, quantity, source)
 
     def root_mean_square(self, tensor: Site, source: str = "live") -> Track:
         """The root mean square of a tensor over the steps."""
@@ -83,21 +65,18 @@ class Run(Datum):
         Those with NaN or infinity are left out: what they say is `nonfinite_values`' to tell.
         """
         for one in (source,) if source else ("probe", "live"):
-            steps = self.sampled(one).tolist()
-            told = [(step, summary) for step in steps if (summary := self.summary(tensor, step, one)) is not None]
+            told = self._sweep.summaries(tensor, one)
             if told:
                 return [(step, summary) for step, summary in told if not summary.sketch.nonfinite]
         return []
 
     def summary(self, tensor: Site, step: int, source: str) -> Summary | None:
         """The summary of a tensor at one of the `sampled` steps; None where there is none."""
-        if source not in self._excerpts:
-            self._excerpts[source] = self.record.excerpt(source, self.sampled(source).tolist())
-        return self._excerpts[source].summary(tensor, step)
+        return self._sweep.summary(tensor, step, source)
 
     def newest(self, tensor: Site, source: str) -> Summary | None:
         """The newest summary of a tensor."""
-        told = (self.summary(tensor, step, source) for step in reversed(self.sampled(source).tolist()))
+        told = (self.summary(tensor, step, source) for step in reversed(self.sampled(source)))
         return next((summary for summary in told if summary is not None), None)
 
     def parameters(self, path: str) -> tuple[Site, ...]:
@@ -112,34 +91,24 @@ class Run(Datum):
             return None
         return self._depths.get(path)
 
-    def _of_run(self, quantity: str) -> Track:
-        if quantity not in self.record.quantities(None):
-            return Track.of((), ())
-        series = self.record.series(None, quantity)
-        return Track.of(series.steps, series.values)
-
-    def _grid(self, source: str) -> Grid:
-        if source not in self._grids:
-            self._grids[source] = self.record.grid(source, self.sampled(source, NUMBERS).tolist())
-        return self._grids[source]
+    def _track(self, site: Site | None, quantity: str, source: str) -> Track:
+        asked = site.key if site is not None else "", quantity, source
+        if asked not in self._tracks:
+            series = self._sweep.series(site, quantity, source or None)
+            self._tracks[asked] = Track.of(series.steps, series.values)
+        return self._tracks[asked]
 
     @cached_property
-    def _steps_of(self) -> dict[str, np.ndarray]:
-        return {"live": self.steps, "probe": self.record.steps_of("probe")}
-
-    @cached_property
-    def _modules(self) -> dict[tuple[str, int], list[Site]]:
-        found: dict[tuple[str, int], list[Site]] = {}
-        for site in self.tensors.values():
-            found.setdefault((site.path, site.call), []).append(site)
-        return found
+    def _sweep(self) -> Sweep:
+        return Sweep(self.record, numbers=NUMBERS, whole=SAMPLES, choose=spread)
 
     @cached_property
     def _parameters(self) -> dict[str, list[Site]]:
         found: dict[str, list[Site]] = {}
         for site in self.tensors.values():
             if site.what == "parameter":
-                found.setdefault(site.path, []).append(site)
+                for path in (site.path, *site.aliases):
+                    found.setdefault(path, []).append(site)
         return found
 
     @cached_property

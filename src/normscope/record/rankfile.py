@@ -98,6 +98,16 @@ class RankFile:
         )
         return [(str(quantity), str(source)) for quantity, source in rows]
 
+    def catalog(self) -> list[tuple[str, str, str]]:
+        """Key, quantity and source of what there is of each site."""
+        return self.query(
+            """
+            SELECT DISTINCT site.key, row.quantity, row.source
+            FROM contents AS row JOIN segment ON segment.id = row.segment JOIN site ON site.id = row.site
+            WHERE row.first_step < segment.until_step
+            """
+        )
+
     def steps(self) -> np.ndarray:
         """The steps that have summaries, int64, ascending."""
         rows = self.query(f"{_STEPS} SELECT step FROM at WHERE EXISTS (SELECT 1 {_AT})")

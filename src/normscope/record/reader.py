@@ -186,6 +186,14 @@ class Record:
                 by_step.setdefault(step, []).append(summary)
         return [(step, _merged(by_step[step])) for step in sorted(by_step)]
 
+    def catalog(self) -> dict[str, dict[str, set[str]]]:
+        """What is stored of every tensor, by its key: `contents` of all of them at once."""
+        found: dict[str, dict[str, set[str]]] = {}
+        for rank in self._ranks():
+            for key, quantity, source in rank.catalog():
+                found.setdefault(key, {}).setdefault(quantity, set()).add(source)
+        return found
+
     def steps_of(self, source: str) -> np.ndarray:
         """The steps at which anything of a source was recorded, int64, ascending."""
         return np.unique(np.concatenate([rank.steps_with(source) for rank in self._ranks()])).astype(np.int64)

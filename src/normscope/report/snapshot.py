@@ -9,8 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from normscope.record.reader import Record
+from normscope.record.series import Series
+from normscope.record.sweep import Sweep
 from normscope.report.parts import Values
-from normscope.report.thin import finite, thin
+from normscope.report.thin import DISTRIBUTIONS, STEPS, finite, thin
 from normscope.stats.summary import Summary
 from normscope.terms.errors import UnknownNameError
 from normscope.terms.site import Site
@@ -18,13 +20,17 @@ from normscope.terms.site import Site
 
 @dataclass(frozen=True)
 class Reading:
-    """One quantity at one place over the steps, and of which source; None where it was not finite."""
+    """One quantity at one place over the steps, and of which source; None where it was not finite.
+
+    `every` is at how many steps the record has it, of which `steps` may be a part.
+    """
 
     label: str
     depth: int
     source: str
     steps: tuple[int, ...]
     values: Values
+    every: int = 0
 
     @cached_property
     def known(self) -> tuple[tuple[int, float], ...]:
@@ -35,20 +41,26 @@ class Reading:
         """At most `limit` of the steps."""
         at = thin(range(len(self.steps)), limit)
         steps, values = tuple(self.steps[place] for place in at), tuple(self.values[place] for place in at)
-        return Reading(self.label, self.depth, self.source, steps, values)
+        return Reading(self.label, self.depth, self.source, steps, values, self.every)
 
 
 class Snapshot:
-    """What the report reads of `record`; of a model at rest, which has none, nothing."""
+    """What the report reads of `record`, as much as a page can show; of a model at rest, which has none, nothing."""
 
     def __init__(self, record: Record | None) -> None:
         self.record = record
         self._readings: dict[tuple[str, str], Reading] = {}
 
     @cached_property
+    def _sweep(self) -> Sweep | None:
+        if self.record is None:
+            return None
+        return Sweep(self.record, numbers=STEPS, whole=DISTRIBUTIONS, choose=lambda steps, most: thin(steps.tolist(), most))
+
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         """Every tensor, in execution order; those that were never seen to run come last."""
-        sites = () if self.record is None else self.record.sites
+        sites = () if self._sweep is None else self._sweep.tensors.values()
         return tuple(sorted(sites, key=lambda site: (site.depth < 0, site.depth, site.call, site.name)))
 
     @cached_property
@@ -57,7 +69,8 @@ class Snapshot:
         chosen: dict[tuple[str, int], Site] = {}
         for site in sorted(self.sites, key=lambda site: (site.what != "output", bool(site.name))):
             chosen.setdefault((site.path, site.call), site)
-        return tuple(sorted(chosen.values(), key=self.sites.index))
+        order = {site.key: place for place, site in enumerate(self.sites)}
+        return tuple(sorted(chosen.values(), key=lambda site: order[site.key]))
 
     @cached_property
     def layers(self) -> tuple[Site, ...]:
@@ -69,7 +82,7 @@ class Snapshot:
         """For each quantity the places that have it, in execution order."""
         found: dict[str, list[Site]] = {}
         for site in self.places:
-            for quantity in self.record.quantities(site) if self.record is not None else ():
+            for quantity in self._sweep.quantities(site) if self._sweep is not None else ():
                 found.setdefault(quantity, []).append(site)
         return {quantity: _telling(quantity, tuple(sites)) for quantity, sites in found.items()}
 
@@ -97,26 +110,30 @@ class Snapshot:
         return self._readings[key, quantity]
 
     def _read(self, site: Site | str | None, quantity: str) -> Reading:
+        nothing = Reading("", -1, "", (), ())
+        if self._sweep is None:
+            return nothing
         try:
-            series = self.record.series(site, quantity) if self.record is not None else None
-        except UnknownNameError:
-            series = None
-        if series is None or np.ndim(series.values) != 1:
-            return Reading("", -1, "", (), ())
+            series = self._sweep.series(site, quantity)
+        except UnknownNameError:  # a finding's own name for a place
+            return nothing
+        if np.ndim(series.values) != 1:
+            return nothing
         named = series.site
         place = (label(named), named.depth) if named else ("", -1)
-        return Reading(*place, series.source, tuple(series.steps.tolist()), finite(series.values.tolist()))
+        steps = tuple(series.steps.tolist())
+        return Reading(*place, series.source, steps, finite(series.values.tolist()), self._every(series))
 
-    def summaries(self, site: Site, limit: int) -> list[tuple[int, Summary]]:
-        """The summaries of a tensor at `limit` of its steps, all from one source."""
-        if self.record is None:
-            return []
-        read = self.reading(site, "mean")
-        steps = thin(read.steps, limit)
-        if len(read.steps) <= 2 * limit:  # one question for all is quicker than one for each
-            return [(step, summary) for step, summary in self.record.summaries(site, read.source) if step in set(steps)]
-        asked = ((step, self.record.summary(site, step, read.source)) for step in steps)
-        return [(step, summary) for step, summary in asked if summary is not None]
+    def _every(self, series: Series) -> int:
+        """At how many steps the record has a series: all of its source where some were left out, else those it has."""
+        if self._sweep is None or not series.source:
+            return len(series)
+        there, read = len(self._sweep.all_steps(series.source)), len(self._sweep.sampled(series.source, "numbers"))
+        return there if there > read else len(series)
+
+    def summaries(self, site: Site) -> list[tuple[int, Summary]]:
+        """The summaries of a tensor, all from one source, at up to `DISTRIBUTIONS` steps."""
+        return [] if self._sweep is None else self._sweep.summaries(site, self.reading(site, "mean").source)
 
 
 def label(site: Site) -> str:

@@ -13,6 +13,7 @@ T = TypeVar("T")
 SITES = 60  # rows of a chart over depth
 CARD_SITES = 24  # the same beside a finding
 STEPS = 120  # columns of a chart over steps
+DISTRIBUTIONS = 60  # the same of one that needs whole distributions, or distances between them
 LAYERS = 120  # layers to choose from for a distribution
 CURVES = 6  # lines in one chart
 

@@ -147,11 +147,12 @@ def _shown(sites: Sequence[Site], run: Snapshot, diagnosis: Diagnosis) -> tuple[
 def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) -> HeatMap | Paragraph | None:
     sites = run.carriers[quantity]
     shown = _shown(sites, run, diagnosis)
-    rows = [dict(run.reading(site, quantity).known) for site in shown]
-    every = sorted({step for row in rows for step in row})
-    if not every:
+    read = [run.reading(site, quantity) for site in shown]
+    rows = [dict(one.known) for one in read]
+    there = sorted({step for row in rows for step in row})
+    if not there:
         return None
-    steps = thin(every, STEPS)
+    steps, every = thin(there, STEPS), range(max(len(there), *(one.every for one in read)))
     values = tuple(tuple(row.get(step) for step in steps) for row in rows)
     if len({value for row in rows for value in row.values()}) == 1:
         only = amount(next(value for row in rows for value in row.values()), share=look(quantity).share)
@@ -181,7 +182,7 @@ def _heat_map(run: Snapshot, diagnosis: Diagnosis, quantity: str, words: Words) 
 
 
 def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
-    told = [(step, _quantiles(summary)) for step, summary in run.summaries(site, STEPS) if summary.moments.count]
+    told = [(step, _quantiles(summary)) for step, summary in run.summaries(site) if summary.moments.count]
     if not told:
         return None
     rows = tuple(zip(*(row for _, row in told)))
@@ -200,7 +201,7 @@ def _bands(run: Snapshot, site: Site, words: Words) -> Bands | None:
     rules = _saturation(site, words)
     y = Axis(words("distribution.axis"), log=_far_tails(rows, rules), signed=True)
     note = words.joined(
-        words("distribution.note"), words.left_out(told, run.reading(site, "mean").known, "thinned.steps")
+        words("distribution.note"), words.left_out(told, range(run.reading(site, "mean").every), "thinned.steps")
     )
     return Bands(title, tuple(step for step, _ in told), QUANTILES, rows, Axis(words("step")), y, rules, note)
 
