@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,7 +55,7 @@ class Snapshot:
     def _sweep(self) -> Sweep | None:
         if self.record is None:
             return None
-        return Sweep(self.record, numbers=STEPS, whole=DISTRIBUTIONS, choose=lambda steps, most: thin(steps.tolist(), most))
+        return Sweep(self.record, numbers=STEPS, whole=DISTRIBUTIONS, choose=_evenly)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -134,6 +134,10 @@ class Snapshot:
     def summaries(self, site: Site) -> list[tuple[int, Summary]]:
         """The summaries of a tensor, all from one source, at up to `DISTRIBUTIONS` steps."""
         return [] if self._sweep is None else self._sweep.summaries(site, self.reading(site, "mean").source)
+
+
+def _evenly(steps: np.ndarray, most: int) -> Sequence[int]:
+    return thin(steps.tolist(), most)
 
 
 def label(site: Site) -> str:
