@@ -47,3 +47,26 @@ def test_large_statistics_whose_product_overflows_are_learned_all_the_same():
     assert not torch.dot(layer.running_mean, layer.running_var).isfinite()
     torch.testing.assert_close(layer.running_mean, torchs.running_mean)
     assert layer.num_batches_skipped == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("shape", [(65_536, 2), (16, 2, 64, 64)], ids=str)
+def test_many_numbers_far_from_zero_are_told_apart_where_channels_lie_side_by_side(shape, kept):
+    """ATen's sum of a channel in one float32 is off by three deviations there; its output is not ours."""
+    torch.manual_seed(0)
+    layer, exact = (ns.nn.BatchNorm1d if len(shape) == 2 else ns.nn.BatchNorm2d)(2, track_running_stats=kept), None
+    x = torch.randn(shape) + 1e4
+    x = x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+    exact = type(layer)(2, track_running_stats=kept, dtype=torch.float64)
+    x.requires_grad_()
+    wide, upstream = x.detach().double().requires_grad_(), torch.randn(shape)
+    y, truth = layer(x), exact(wide)
+    torch.testing.assert_close(y.double(), truth, rtol=0, atol=2e-3)
+    assert y.stride() == x.stride()
+    y.backward(upstream)
+    truth.backward(upstream.double())
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=0, atol=1e-2)
+    if kept:
+        torch.testing.assert_close(layer.running_var.double(), exact.running_var, rtol=1e-4, atol=0)
+        torch.testing.assert_close(layer.running_mean.double(), exact.running_mean, rtol=1e-6, atol=0)
+        assert layer.num_batches_tracked == 1 and layer.num_batches_skipped == 0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normscope.terms.errors import ShapeError
 from normscope.terms.spec import NormSpec
@@ -134,6 +135,11 @@ def counted(x: Tensor, spec: NormSpec, mask: Tensor) -> Tensor:
 
 def _can_be_looked_at(lengths: Tensor) -> bool:
     """Whether there are values, on the host, in eager torch and under no transform of functions."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     there = lengths.numel() > 0 and lengths.is_cpu and not torch.compiler.is_compiling()
-    return there and functorch.peek_interpreter_stack() is None
+    return there and not transforming()
+
+
+def transforming() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is under way, where a value cannot be looked at."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -13,12 +13,12 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from normscope.kernels.cells import transforming
 from normscope.kernels.reference import Statistics
 from normscope.terms.spec import NormSpec
 
@@ -246,12 +246,6 @@ def memory_of(x: Tensor) -> Memory:
     if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
         return "channels_last"
     return "strided"
-
-
-def transforming() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is under way, where a value cannot be looked at."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _odd(operands: Operands) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.kernels.offer import transforming
+from normscope.kernels.cells import transforming
 
 # By the size of a float, where in each stands the byte with the sign and most of the exponent.
 TOP = {size: slice(size - 1 if sys.byteorder == "little" else 0, None, size) for size in (4, 8)}

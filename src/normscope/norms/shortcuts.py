@@ -67,7 +67,7 @@ def _instance(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
 
 
 def _batch(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    if not _fits(norm, x.shape) or x.numel() <= norm.channels:
+    if not _fits(norm, x.shape) or x.numel() <= norm.channels or native.doubtful(x):
         return None
     return torch.batch_norm(x, *_affine(norm), None, None, True, 0.0, eps, _cudnn(x))
 

@@ -172,7 +172,7 @@ def learned(
     eps: float,
     newest: float | None,
 ) -> Tensor | None:
-    """The output of one call of ATen, which blends in the batch too; None, and nothing learned, if not finite.
+    """The output of one call of ATen, which blends in the batch too; None, and nothing learned, if not finite or lost.
 
     Only the host can look at what came of it, and take it back. It looks at bytes, because a tensor's own functions
     (clone, isfinite) take longer than a small batch's normalization.
@@ -192,11 +192,15 @@ def learned(
         return None
     before = bytes_of[0].raw, bytes_of[1].raw
     share = 1.0 / (int(count) + 1) if newest is None else newest
-    # (on the host the last argument, whether cuDNN may serve, is not read)
-    y = normalize(x, weight, bias, mean, var, True, share, eps, True)
+    found = None
+    if of_batch and native.doubtful(x):
+        y, *found = torch.native_batch_norm(x, weight, bias, mean, var, True, share, eps)
+    else:  # (on the host the last argument, whether cuDNN may serve, is not read)
+        y = normalize(x, weight, bias, mean, var, True, share, eps, True)
     top = TOP[size]  # the byte with the sign and most of the exponent, 0x7f or 0xff in NaN, inf and near them
     tops = bytes_of[0][top] + bytes_of[1][top]
-    if b"\x7f" not in tops and b"\xff" not in tops:
+    exact = found is None or not native.lost(x, found[0], found[1].reciprocal().square())
+    if exact and b"\x7f" not in tops and b"\xff" not in tops:
         if of_batch:  # torch's InstanceNorm holds the count and does not count
             count.add_(1)
         return y
