@@ -2,7 +2,7 @@
 
 ## What it finds
 A dropout layer whose output goes straight into a batch normalization with running statistics, with nothing but
-rearrangements between. That is read off the model; `dropout_before_norm` measures the harm in a run.
+rearrangements between. That is read off the model; `dropout_variance_shift` measures the harm in a run.
 
 ## Why it hurts
 In training dropout zeroes values and scales the others up: the mean stays, the variance grows. The normalization

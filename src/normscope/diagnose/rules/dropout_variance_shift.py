@@ -97,7 +97,7 @@ HEALTHY = (Scene(partial(_network, 0.0), steps=80), Scene(partial(_network, 0.05
 
 RULE = Rule(
     "NS312",
-    "dropout_before_norm",
+    "dropout_variance_shift",
     "warning",
     "record",
     check,
