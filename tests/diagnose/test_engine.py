@@ -231,3 +231,22 @@ def test_findings_come_by_severity_then_causes_first():
         "vanishing_gradient",
         "bias_before_norm",
     ]
+
+
+def test_frozen_layers_come_before_the_norm_that_is_frozen_by_half(tmp_path):
+    """A body frozen by `requires_grad_(False)`: the norm whose statistics still move is its effect."""
+    built = []
+
+    def network():
+        body = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)).requires_grad_(False)
+        built.append(nn.Sequential(body, nn.ReLU(), nn.Linear(32, 8)))
+        return built[-1]
+
+    record = Scene(network, steps=16).record(tmp_path)
+    found = diagnose(record, model=built[-1], select=["unmoved_layer", "half_frozen"])
+    assert [finding.name for finding in found] == ["unmoved_layer", "half_frozen"]
+    body, norm = found
+    assert body.sites == ("0.0",) and norm.sites == ("0.1",)
+    assert body.cause_of == (norm.code,) and norm.caused_by == (body.code,)
+    assert body.severity == norm.severity == "warning"  # a cause is as severe as what it brings about
+    assert found.primary is body
