@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -59,6 +60,8 @@ def work(rank, ranks, folder):
         found["plain", masked] = plain(*own(ranks, masked, rank))
         for broadcast in (True, False):
             found["ddp", masked, broadcast] = under_ddp(*own(ranks, masked, rank), broadcast)
+    if ranks == 2:
+        found["kernel"] = by_kernel(*own(ranks, False, rank))
     if ranks == 4:
         found["pairs"] = in_pairs(rank, *own(ranks, False, rank))
         found["alone"] = left_alone(rank, own(ranks, False, rank)[0])
@@ -83,6 +86,27 @@ def under_ddp(x, mask, upstream, broadcast):
     for _ in range(2):
         y, grad = step(model, x, mask, upstream)
     return y, grad, [each * dist.get_world_size() for each in gradients(layer)], layer.state_dict()
+
+
+def by_kernel(x, mask, upstream):
+    """One step by the kernel for a GPU, in its interpreter, and the gradient of a gradient; None without Triton."""
+    if find_spec("triton") is None:
+        return None
+    os.environ["TRITON_INTERPRET"] = "1"
+    layer = ns.nn.SyncBatchNorm(3)
+    with ns.kernels.using("triton"):
+        y, grad = step(layer, x.float(), None, upstream.float())
+        for each in gradients(layer):
+            dist.all_reduce(each)
+        state, parameters = {name: value.clone() for name, value in layer.state_dict().items()}, gradients(layer)
+        return y, grad, parameters, state, curvature(layer, x.float(), upstream.float())
+
+
+def curvature(layer, x, upstream):
+    """The gradient of the square of the gradient."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(((layer(x) * upstream) ** 2).sum(), x, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), x)[0]
 
 
 def in_pairs(rank, x, mask, upstream):
@@ -169,3 +193,19 @@ def test_one_process_is_batch_norm():
 if __name__ == "__main__":
     work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
     os._exit(0)  # all is checked and saved; torch's own threads may abort an interpreter that ends around them
+
+
+def test_ranks_equal_one_process_by_the_kernel(ranks):
+    count, found = ranks
+    if count != 2 or found[0]["kernel"] is None:
+        pytest.skip("two ranks with Triton tell it")
+    x, _, upstream = whole(count, False)
+    y, grad, affine, state = expected(x, None, upstream)
+    told = [part["kernel"] for part in found]
+    again = curvature(ns.nn.SyncBatchNorm(3, dtype=F64), x, upstream)
+    for place, wanted in ((0, y), (1, grad), (4, again)):
+        torch.testing.assert_close(torch.cat([part[place] for part in told]).double(), wanted, rtol=1e-4, atol=1e-4)
+    for part in told:
+        torch.testing.assert_close([each.double() for each in part[2]], affine, rtol=1e-4, atol=1e-4)
+        for name, value in part[3].items():
+            torch.testing.assert_close(value.double(), state[name].double(), rtol=1e-5, atol=1e-5)

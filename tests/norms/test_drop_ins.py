@@ -139,6 +139,12 @@ def test_checkpoints_go_both_ways(case):
     assert str(pickle.loads(pickle.dumps(ours))) == str(copy.deepcopy(ours)) == str(ours)
 
 
+def test_torchs_lists_of_inputs_are_used_for_every_drop_in():
+    """Of torch's module tests; those of recurrent layers are in test_recurrent, local response in test_sample."""
+    elsewhere = {"LSTM", "GRU", "RNN", "LocalResponseNorm"}
+    assert {info.module_cls.__name__ for info in module_db} & set(ns.nn.__all__) == {*NAMES, *elsewhere}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_module_inputs(name):
     info = next(info for info in module_db if info.module_cls is getattr(torch.nn, name))

@@ -149,7 +149,8 @@ class Spectral(nn.Module):
         again = self.training and recomputing()
         if self.training and not again:
             self.iterate(matrix, self.iterations)
-        u, v = past.again(self._u, ()) if again else (snapshot(self._u), snapshot(self._v))
+        keep = snapshot if self.training else Tensor.clone
+        u, v = past.again(self._u, ()) if again else (keep(self._u), keep(self._v))
         sigma = torch.vdot(u, torch.mv(matrix, v))
         if not can_be_looked_at(sigma) or not sigma.item() > self.eps:
             sigma = sigma.clamp(min=self.eps)
