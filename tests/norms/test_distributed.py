@@ -92,7 +92,6 @@ def by_kernel(x, mask, upstream):
     """One step by the kernel for a GPU, in its interpreter, and the gradient of a gradient; None without Triton."""
     if find_spec("triton") is None:
         return None
-    os.environ["TRITON_INTERPRET"] = "1"
     layer = ns.nn.SyncBatchNorm(3)
     with ns.kernels.using("triton"):
         y, grad = step(layer, x.float(), None, upstream.float())
@@ -190,11 +189,6 @@ def test_one_process_is_batch_norm():
     torch.testing.assert_close(ns.nn.SyncBatchNorm(3, dtype=F64)(x), ns.nn.BatchNorm1d(3, dtype=F64)(x))
 
 
-if __name__ == "__main__":
-    work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
-    os._exit(0)  # all is checked and saved; torch's own threads may abort an interpreter that ends around them
-
-
 def test_ranks_equal_one_process_by_the_kernel(ranks):
     count, found = ranks
     if count != 2 or found[0]["kernel"] is None:
@@ -209,3 +203,8 @@ def test_ranks_equal_one_process_by_the_kernel(ranks):
         torch.testing.assert_close([each.double() for each in part[2]], affine, rtol=1e-4, atol=1e-4)
         for name, value in part[3].items():
             torch.testing.assert_close(value.double(), state[name].double(), rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
+    os._exit(0)  # all is checked and saved; torch's own threads may abort an interpreter that ends around them
