@@ -15,8 +15,10 @@ from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _BATCH, _SAMPLE, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "S"))
 _ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
-_CACHE = 1 << 22  # bytes of one operand that a task may hold: a core's share of the last cache
-_PANEL = 1 << 17  # numbers of a panel of rows
+_LARGE = 1 << 22  # bytes of an output that is written past the caches
+_PANEL = 1 << 18  # numbers of a panel of rows
+_RUN, _TASKS = 1024, 16  # numbers of a run at least, unless that left fewer tasks
+_LANES = 64  # a multiple of those of compiled/lanes.py, which only a machine with Numba can import
 
 
 class _Form(NamedTuple):
@@ -72,10 +74,10 @@ def _forward(problem: Problem, operands: Operands) -> Made:
     kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
     added = int(operands.residual is not None)
     packed, kept = _packed(problem, form, operands, mean, var)
-    packed[11] = y.data_ptr()
+    packed[11], packed[29] = y.data_ptr(), _past(form, y)
     packed[16] = 0 if operands.residual is None else operands.residual.data_ptr()
     if not form.rows:
-        launch(_kernel("runs", "forward", half, kind, added), packed, _tasks(form))
+        launch(_kernel("runs", "forward", half, kind, added), packed, _gathered(packed, form))
     elif form.batch:
         panels = _panels(packed, form, kept)
         if not problem.given:
@@ -83,8 +85,8 @@ def _forward(problem: Problem, operands: Operands) -> Made:
         _settle(packed, form, panels, False)
         launch(_kernel("columns", "mapped", half, kind, added, False), packed, panels)
     else:
-        tasks = _shares(packed, form, x.element_size())
-        launch(_kernel("samples", "forward", half, kind, added), packed, tasks)
+        packed[2] = form.samples
+        launch(_kernel("samples", "forward", half, kind, added), packed, form.samples)
     if problem.given:
         mean, var = mean.new_empty(0), mean.new_empty(0)
     return Made(y, mean, var)
@@ -99,11 +101,11 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
     of_affine = torch.empty(2, 1 if form.rows and form.batch else form.samples, form.channels, dtype=torch.float64)
     more = y if way == 1 else operands.residual if way == 2 else None
-    packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
+    packed[11], packed[17], packed[29] = dx.data_ptr(), grad.data_ptr(), _past(form, dx)
     packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     if not form.rows:
-        launch(_kernel("runs", "backward", half, kind, way), packed, _tasks(form))
+        launch(_kernel("runs", "backward", half, kind, way), packed, _gathered(packed, form))
     elif form.batch:
         panels = _panels(packed, form, kept)
         _settle(packed, form, 0, True)
@@ -111,8 +113,8 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
         _settle(packed, form, panels, True)
         launch(_kernel("columns", "mapped", half, kind, way, True), packed, panels)
     else:
-        tasks = _shares(packed, form, x.element_size())
-        launch(_kernel("samples", "backward", half, kind, way), packed, tasks)
+        packed[2] = form.samples
+        launch(_kernel("samples", "backward", half, kind, way), packed, form.samples)
     dw, db = of_affine.sum(1)
     return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
 
@@ -121,14 +123,15 @@ def _as(value: Tensor, like: Tensor | None) -> Tensor | None:
     return None if like is None else value.to(like.dtype)
 
 
-def _tasks(form: _Form) -> int:
+def _count(form: _Form) -> int:
+    """How many statistics there are."""
     return form.channels if form.batch else form.samples * form.groups
 
 
 def _statistics(form: _Form, operands: Operands) -> tuple[Tensor, Tensor]:
     if operands.mean is not None and operands.var is not None:
         return operands.mean.double(), operands.var.double()
-    return torch.empty(_tasks(form), dtype=torch.float64), torch.empty(_tasks(form), dtype=torch.float64)
+    return torch.empty(_count(form), dtype=torch.float64), torch.empty(_count(form), dtype=torch.float64)
 
 
 def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
@@ -137,7 +140,7 @@ def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var
     bias = torch.zeros(form.channels) if operands.bias is None else operands.bias.detach().float().contiguous()
     packed = words(
         {
-            2: _tasks(form),
+            2: _count(form),
             3: form.samples,
             4: form.channels,
             5: form.positions,
@@ -158,7 +161,8 @@ def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var
 def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
     """Cut the rows of a batch into panels, and give them a place for what they find; how many there are."""
     rows = form.samples * form.positions
-    panel = min(rows, max(1, _PANEL // form.channels))
+    fold = _LANES // math.gcd(form.channels, _LANES)
+    panel = max(1, _PANEL // (form.channels * fold)) * fold
     panels = -(-rows // panel)
     found = torch.empty(panels, 3, form.channels, dtype=torch.float64)
     numbers = torch.empty(5, form.channels)
@@ -176,16 +180,21 @@ def _settle(packed: Any, form: _Form, panels: int, back: bool) -> None:
     packed[2], packed[27] = whole, whole
 
 
-def _shares(packed: Any, form: _Form, size: int) -> int:
-    """Groups of one sample that a task takes: as many as a core's cache holds; how many tasks there are."""
-    inner = form.channels // form.groups
-    column = form.positions * inner * size
-    together = form.groups
-    if form.groups * column > _CACHE:
-        least = -(-64 // (inner * size))  # a line of memory at least
-        together = min(form.groups, max(least, _CACHE // column))
-    packed[7] = together
-    return form.samples * -(-form.groups // together)
+def _gathered(packed: Any, form: _Form) -> int:
+    """How many tasks there are, where short statistics that lie side by side are one."""
+    statistics = _count(form)
+    length = form.positions * (1 if form.batch else form.channels // form.groups)
+    together = max(1, min(_RUN // length, statistics // _TASKS))
+    packed[30] = together
+    packed[2] = -(-statistics // together)
+    return int(packed[2])
+
+
+def _past(form: _Form, y: Tensor) -> int:
+    """Whether `y` is written past the caches: where it is too large for them, and its parts begin with a line."""
+    size = y.element_size()
+    whole = not form.rows or form.batch or form.positions * form.channels * size % 64 == 0
+    return int(whole and y.data_ptr() % 64 == 0 and y.numel() * size >= _LARGE)
 
 
 @functools.cache

@@ -22,7 +22,15 @@ from numba.extending import intrinsic, overload
 MATH = {"reassoc", "contract", "nsz"}
 WORDS = 40  # in the argument of a kernel
 LINE = 64  # bytes that memory moves at once
-SHARED = ("machine", "operands", "loops", "panels")  # files whose functions kernels of other files call
+SHARED = (
+    "machine",
+    "operands",
+    "loops",
+    "lanes",
+    "activations",
+    "panels",
+    "folded",
+)  # files whose functions kernels of other files call
 _STAMP = zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in SHARED))
 _BYTE, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 

@@ -1,6 +1,10 @@
-"""Panels of rows of channels: measured, summed and written, column by column.
+"""Panels: rows of columns that lie one behind the other, looked at and written.
 
-A panel is a part of the rows and of the columns, which lie side by side; its rows are `pitch` numbers apart.
+Memory is fast only where it is read in order, which is what prefetchers follow; sums over rows are fast only in
+registers, which hold few columns. So a panel is summed in tiles of rows that fit the first cache, some columns at a
+time, and meanwhile the next tile is touched in order.
+
+The width of a row is a multiple of `LANES`; `numbers` of x, scale… are float32, one a column.
 """
 
 # pyright: reportCallIssue=false, reportOperatorIssue=false
@@ -12,83 +16,91 @@ from typing import Any
 
 import numpy as np
 
-from normscope.kernels.cpu.compiled.machine import activated, jit, load, slope, store
+from normscope.kernels.cpu.compiled.activations import activated, through
+from normscope.kernels.cpu.compiled.lanes import LANES, lanes, put, stream, touch
+from normscope.kernels.cpu.compiled.machine import LINE, inlined, jit
 
-ROWS = 32  # rows whose sums are kept in float32
+ROWS = 64  # rows whose sums are kept in float32
+TILE = 8192  # bytes of a tile
 NONE = np.float32(0)
 
 
-@jit
-def moments(x: Any, at: int, pitch: int, rows: int, mean: Any, m2: Any, part: Any, linear: Any, square: Any) -> float:
-    """Mean and M2 of each column of a panel; the last three are float32 of the same width. The count."""
-    width = len(mean)
-    mean[:] = 0.0
-    m2[:] = 0.0
-    n = 0.0
-    for first in range(0, rows, ROWS):
-        count = min(ROWS, rows - first)
-        start = at + first * pitch
-        part[:] = NONE
-        linear[:] = NONE
-        square[:] = NONE
-        for r in range(count):
-            row = x[start + r * pitch : start + r * pitch + width]
-            for i in range(width):
-                part[i] += load(row, i)
-        share = 1.0 / count
-        for i in range(width):
-            part[i] *= np.float32(share)
-        for r in range(count):
-            row = x[start + r * pitch : start + r * pitch + width]
-            for i in range(width):
-                d = load(row, i) - part[i]
-                linear[i] += d
-                square[i] += d * d
-        total = n + count
-        blend, weight = count / total, n * count / total
-        for i in range(width):
-            rest = linear[i] * share
-            delta = part[i] + rest - mean[i]
-            mean[i] += delta * blend
-            m2[i] += square[i] - linear[i] * rest + delta * delta * weight
-        n = total
-    return n
+@inlined
+def _touched(x: Any, index: int, size: int) -> None:
+    """Fetch the lanes at `index`, or what lies before the end of `x`."""
+    index = min(index, len(x) - LANES)
+    for at in range(0, LANES, LINE // size):
+        touch(x, index + at)
 
 
 @jit
-def summed(
-    x: Any, dy: Any, more: Any, dr: Any, at: int, pitch: int, rows: int, high: Any, scale: Any, shift: Any,
-    ones: Any, products: Any, part: Any, product: Any, row: Any, activation: int, kept: int,
-) -> None:  # fmt: skip
-    """Σ dz and Σ dz·(x − high) of each column, added to `ones` and `products`; with `kept`, dz written to `dr`.
+def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, part: Any, square: Any, size: int) -> None:
+    """Σd and Σd² of each column, where d = x − pivot, added to the float64 `ones` and `squares`.
 
-    One loop reads and writes few arrays, so that the compiler can prove them apart and make vector code of it.
+    The pivot is near the mean: of other rows of the panel, so that no sum is much larger than the spread.
     """
+    width = len(pivot)
+    tile = max(1, TILE // (width * size))
+    for first in range(0, rows, ROWS):
+        part[:] = NONE
+        square[:] = NONE
+        last = min(first + ROWS, rows)
+        for start in range(first, last, tile):
+            count = min(tile, last - start)
+            here = at + start * width
+            for i in range(0, width, LANES):
+                there = here + count * width + i * count
+                p, a, b = lanes(pivot, i), lanes(part, i), lanes(square, i)
+                for r in range(count):
+                    _touched(x, there + r * LANES, size)
+                    d = lanes(x, here + r * width + i) - p
+                    a += d
+                    b += d * d
+                put(part, i, a)
+                put(square, i, b)
+        for i in range(width):
+            ones[i] += part[i]
+            squares[i] += square[i]
+
+
+@jit
+def sums(
+    x: Any, dy: Any, more: Any, dr: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, ones: Any,
+    products: Any, part: Any, product: Any, activation: int, kept: int, size: int,
+) -> None:  # fmt: skip
+    """Σ dz and Σ dz·(x − high) of each column, added to `ones` and `products`; with `kept`, dz written to `dr`."""
     width = len(high)
+    tile = max(1, TILE // ((3 if kept else 2) * width * size))
     for first in range(0, rows, ROWS):
         part[:] = NONE
         product[:] = NONE
-        for r in range(first, min(first + ROWS, rows)):
-            start = at + r * pitch
-            xs, dys = x[start : start + width], dy[start : start + width]
-            if kept:
-                ms, drs = more[start : start + width], dr[start : start + width]
-                for i in range(width):
-                    z = load(ms, i)
-                    if kept == 2:
-                        z += (load(xs, i) - high[i]) * scale[i] + shift[i]
-                    row[i] = load(dys, i) * slope(activation, z)
-                for i in range(width):
-                    store(drs, i, row[i])
-            elif activation:
-                for i in range(width):
-                    row[i] = load(dys, i) * slope(activation, (load(xs, i) - high[i]) * scale[i] + shift[i])
-            else:
-                for i in range(width):
-                    row[i] = load(dys, i)
-            for i in range(width):
-                part[i] += row[i]
-                product[i] += row[i] * (load(xs, i) - high[i])
+        last = min(first + ROWS, rows)
+        for start in range(first, last, tile):
+            count = min(tile, last - start)
+            here = at + start * width
+            for i in range(0, width, LANES):
+                there = here + count * width + i * count
+                h, a, b = lanes(high, i), lanes(part, i), lanes(product, i)
+                g, s = lanes(scale, i), lanes(shift, i)
+                for r in range(count):
+                    _touched(x, there + r * LANES, size)
+                    _touched(dy, there + r * LANES, size)
+                    place = here + r * width + i
+                    d = lanes(x, place) - h
+                    dz = lanes(dy, place)
+                    if kept:
+                        _touched(more, there + r * LANES, size)
+                        z = lanes(more, place)
+                        if kept == 2:
+                            z += d * g + s
+                        dz = through(activation, z, dz)
+                        put(dr, place, dz)
+                    elif activation:
+                        dz = through(activation, d * g + s, dz)
+                    a += dz
+                    b += dz * d
+                put(part, i, a)
+                put(product, i, b)
         for i in range(width):
             ones[i] += part[i]
             products[i] += product[i]
@@ -96,40 +108,42 @@ def summed(
 
 @jit
 def write(
-    x: Any, y: Any, more: Any, at: int, pitch: int, rows: int, high: Any, scale: Any, shift: Any, activation: int,
-    added: bool,
+    x: Any, y: Any, more: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, activation: int, added: int,
+    past: bool,
 ) -> None:  # fmt: skip
+    """Write y = f((x − high)·scale + shift + more); with `past`, past the caches."""
     width = len(high)
-    for r in range(rows):
-        start = at + r * pitch
-        xs, ys = x[start : start + width], y[start : start + width]
-        if added:
-            rs = more[start : start + width]
-            for i in range(width):
-                store(ys, i, activated(activation, (load(xs, i) - high[i]) * scale[i] + shift[i] + load(rs, i)))
-        else:
-            for i in range(width):
-                store(ys, i, activated(activation, (load(xs, i) - high[i]) * scale[i] + shift[i]))
+    for here in range(at, at + rows * width, width):
+        for i in range(0, width, LANES):
+            z = (lanes(x, here + i) - lanes(high, i)) * lanes(scale, i) + lanes(shift, i)
+            if added:
+                z += lanes(more, here + i)
+            z = activated(activation, z)
+            if past:
+                stream(y, here + i, z)
+            else:
+                put(y, here + i, z)
 
 
 @jit
 def write_back(
-    x: Any, dz: Any, dx: Any, at: int, pitch: int, rows: int, high: Any, scale: Any, shift: Any, toward: Any,
-    offset: Any, activation: int,
+    x: Any, dy: Any, dx: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
+    activation: int, past: bool,
 ) -> None:  # fmt: skip
+    """Write dx = scale·dz + toward·(x − high) + offset, where dz = f′·dy."""
     width = len(high)
-    row = np.empty(width, np.float32)
-    for r in range(rows):
-        start = at + r * pitch
-        xs, dzs, dxs = x[start : start + width], dz[start : start + width], dx[start : start + width]
-        if activation:
-            for i in range(width):
-                row[i] = load(dzs, i) * slope(activation, (load(xs, i) - high[i]) * scale[i] + shift[i])
-        else:
-            for i in range(width):
-                row[i] = load(dzs, i)
-        for i in range(width):
-            store(dxs, i, scale[i] * row[i] + toward[i] * (load(xs, i) - high[i]) + offset[i])
+    for here in range(at, at + rows * width, width):
+        for i in range(0, width, LANES):
+            d = lanes(x, here + i) - lanes(high, i)
+            g = lanes(scale, i)
+            dz = lanes(dy, here + i)
+            if activation:
+                dz = through(activation, d * g + lanes(shift, i), dz)
+            value = g * dz + (lanes(toward, i) * d + lanes(offset, i))
+            if past:
+                stream(dx, here + i, value)
+            else:
+                put(dx, here + i, value)
 
 
 @jit

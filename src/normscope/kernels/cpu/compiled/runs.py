@@ -1,117 +1,265 @@
-"""Batch, group and instance norm of contiguous (N, C, S): a statistic is a task.
+"""Batch, group and instance norm of contiguous (N, C, S): a task is some statistics that lie side by side.
 
-A statistic covers runs of S numbers side by side: those of one channel in all samples (batch), or of the channels of
-one group in one sample (group, instance). A run of the tensor has the number n·C + c. The cells of a statistic are read
-twice, and fit a core's cache for all usual shapes, so that the second read does not go to memory.
+A statistic covers runs of numbers: those of one channel in each sample (batch), or of all channels of one group in one
+sample (group, instance), which are a single run. They are read twice, and fit a core's cache for all usual shapes, so
+that the second look does not go to memory.
 """
 
 # pyright: reportCallIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from normscope.kernels.cpu.compiled.machine import LINE, activated, fetch, jit, kernel, load, merge, slope, store, take
+from normscope.kernels.cpu.compiled.activations import activated, through
+from normscope.kernels.cpu.compiled.lanes import (
+    LANES,
+    lanes,
+    put,
+    put_some,
+    some,
+    spread,
+    stream,
+    total,
+    touch,
+    where,
+    within,
+)
+from normscope.kernels.cpu.compiled.machine import LINE, inlined, jit, kernel, merge, take
 from normscope.kernels.cpu.compiled.operands import unpacked, words
+from normscope.kernels.cpu.compiled.panels import coefficients
 
-BLOCK = 4096  # numbers that stay in the first cache between two looks
-PART = 256  # numbers between two rounds of prefetches
+BLOCK = 4096  # numbers whose sums are kept in float32
+FEW = 1024  # numbers whose mean the others are measured from
+OFTEN = 16384  # numbers after which they are measured from a newer mean
 NONE = np.float32(0)
 
 
-@jit
-def _moments(x: Any, at: int, size: int, base: int, stride: int, runs: int, length: int) -> Any:
-    """(count, mean, M2) of `runs` runs of `length` from `base` on; the address and the size of a number to prefetch."""
-    n, mean, m2 = 0.0, 0.0, 0.0
-    step = min(length, BLOCK)
-    together = max(1, BLOCK // max(step, 1))
-    pieces = (length + step - 1) // step if step else 0
-    for first in range(0, runs, together):
-        count = min(together, runs - first)
-        for piece in range(pieces):
-            here = base + first * stride + piece * step
-            width = min(step, length - piece * step)
-            there = here + step if piece + 1 < pieces else base + (first + count) * stride
-            ahead = count if piece + 1 < pieces else min(count, runs - first - count)
-            n2, mean2, m22 = _block(x, here, stride, count, width, at + there * size, ahead, size)
-            n, mean, m2 = merge(n, mean, m2, n2, mean2, m22)
-    return n, mean, m2
+@inlined
+def _touched(x: Any, index: int, size: int) -> None:
+    """Fetch the lanes at `index`, or what lies before the end of `x`."""
+    for at in range(0, LANES, LINE // size):
+        touch(x, min(index + at, len(x) - 1))
 
 
 @jit
-def _block(x: Any, base: int, stride: int, runs: int, width: int, there: int, ahead: int, size: int) -> Any:
-    """(count, mean, M2) of a block in two looks; during the second, `ahead` runs at the address `there` are fetched."""
-    total = 0.0
-    for r in range(runs):
-        row = x[base + r * stride : base + r * stride + width]
-        part = NONE
-        for i in range(width):
-            part += load(row, i)
-        total += part
-    n = float(runs * width)
-    about = np.float32(total / n)
-    first, second = 0.0, 0.0
-    for r in range(runs):
-        for start in range(0, width, PART):
-            end = min(start + PART, width)
-            row = x[base + r * stride + start : base + r * stride + end]
-            if r < ahead:
-                line = there + (r * stride + start) * size
-                for offset in range(0, (end - start) * size, LINE):
-                    fetch(line + offset)
-            linear, square = NONE, NONE
-            for i in range(end - start):
-                d = load(row, i) - about
-                linear += d
-                square += d * d
-            first += linear
-            second += square
-    return n, about + first / n, second - first * first / n
+def _look(x: Any, at: int, length: int, pivot: Any, ahead: int, size: int) -> Any:
+    """Σd and Σd² of a run, where d = x − pivot; what lies `ahead` is fetched."""
+    ones, squares = 0.0, 0.0
+    for first in range(at, at + length, BLOCK):
+        last = min(first + BLOCK, at + length)
+        a, b = spread(NONE), spread(NONE)
+        whole = first + (last - first) // LANES * LANES
+        for i in range(first, whole, LANES):
+            if ahead:
+                _touched(x, i + ahead, size)
+            d = lanes(x, i) - pivot
+            a += d
+            b += d * d
+        if whole < last:
+            if ahead:
+                _touched(x, whole + ahead, size)
+            which = within(0, last - whole)
+            d = where(which, some(x, whole, which) - pivot, NONE)
+            a += d
+            b += d * d
+        ones += total(a)
+        squares += total(b)
+    return ones, squares
 
 
-def forward(half: bool, activation: int, added: bool) -> Any:
+@jit
+def _measure(
+    x: Any, base: int, stride: int, runs: int, length: int, count: int, found: Any, ahead: int, size: int
+) -> None:
+    """(count, mean, M2) of `count` statistics of so many runs, which lie side by side, into `found`."""
+    few = min(length, FEW)
+    found[:] = 0.0
+    for k in range(count):
+        ones, _ = _look(x, base + k * length, few, NONE, 0, size)
+        found[3, k] = ones / few  # what the others are measured from
+    held = 0
+    for r in range(runs):
+        held += length
+        for k in range(count):
+            ones, squares = _look(x, base + r * stride + k * length, length, np.float32(found[3, k]), ahead, size)
+            found[4, k] += ones
+            found[5, k] += squares
+        if held >= OFTEN or r == runs - 1:
+            for k in range(count):
+                rest, pivot = found[4, k] / held, np.float32(found[3, k])
+                m2 = found[5, k] - found[4, k] * rest
+                found[0, k], found[1, k], found[2, k] = merge(
+                    found[0, k], found[1, k], found[2, k], float(held), pivot + rest, m2
+                )
+                found[3, k], found[4, k], found[5, k] = found[1, k], 0.0, 0.0
+            held = 0
+
+
+@inlined
+def _normal(
+    x: Any, more: Any, i: int, which: Any, part: bool, high: Any, scale: Any, shift: Any, activation: int, added: int
+) -> Any:
+    z = ((some(x, i, which) if part else lanes(x, i)) - high) * scale + shift
+    if added:
+        z += some(more, i, which) if part else lanes(more, i)
+    return activated(activation, z)
+
+
+@jit
+def _write(
+    x: Any, y: Any, more: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int, added: int,
+    line: int,
+) -> None:  # fmt: skip
+    """A run of the output; past the caches from the first whole line on, where `line` is the numbers of one, not 0."""
+    end, i = at + length, at
+    head = min(-at % line, length) if line else 0
+    nothing = within(0, 0)
+    if head:
+        which = within(0, head)
+        put_some(y, i, _normal(x, more, i, which, True, high, scale, shift, activation, added), which)
+        i += head
+    whole = i + (end - i) // LANES * LANES
+    for j in range(i, whole, LANES):
+        z = _normal(x, more, j, nothing, False, high, scale, shift, activation, added)
+        if line:
+            stream(y, j, z)
+        else:
+            put(y, j, z)
+    if whole < end:
+        which = within(0, end - whole)
+        put_some(y, whole, _normal(x, more, whole, which, True, high, scale, shift, activation, added), which)
+
+
+def forward(half: bool, activation: int, added: int) -> Any:
     """The forward kernel: float32, or bfloat16 as `half`; `added` adds a residual."""
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        samples, channels, length, groups, batch, given = o.samples, o.channels, o.positions, o.groups, word[7], word[8]
-        x, y, weight, bias, means, variances, more = o.x, o.y, o.weight, o.bias, o.mean, o.var, o.more
-        inner = channels // groups
+        batch, given, together = word[7], word[8], word[30]
+        line = LINE // size if word[29] else 0
+        inner = o.channels // o.groups
+        statistics = o.channels if batch else o.samples * o.groups
+        runs, length = (o.samples, o.positions) if batch else (1, inner * o.positions)
+        stride = o.channels * o.positions
+        found = np.empty((6, together), np.float64)
         while True:
             t = take(o.own)
             if t >= o.tasks:
                 break
-            runs = samples if batch else inner
-            base = t * length if batch else t * inner * length
-            stride = channels * length if batch else length
-            channel = t if batch else (t % groups) * inner
+            first = t * together
+            count = min(together, statistics - first)
             if not given:
-                n, mean, m2 = _moments(x, word[10], size, base, stride, runs, length)
-                means[t], variances[t] = mean, m2 / n
-            rstd = 1.0 / math.sqrt(variances[t] + o.eps)
-            high = np.float32(means[t])
-            low = means[t] - high
-            for back in range(runs):
-                r = back
-                g = weight[channel + (0 if batch else r)] * rstd
-                scale = np.float32(g)
-                shift = np.float32(bias[channel + (0 if batch else r)] - low * g)
-                at = base + r * stride
-                xs, ys = x[at : at + length], y[at : at + length]
-                if added:
-                    rs = more[at : at + length]
-                    for i in range(length):
-                        store(ys, i, activated(activation, (load(xs, i) - high) * scale + shift + load(rs, i)))
-                else:
-                    for i in range(length):
-                        store(ys, i, activated(activation, (load(xs, i) - high) * scale + shift))
+                ahead = stride if batch and length <= BLOCK else 0
+                _measure(o.x, first * length, stride, runs, length, count, found, ahead, size)
+                for k in range(count):
+                    o.mean[first + k], o.var[first + k] = found[1, k], found[2, k] / found[0, k]
+            for r in range(runs):
+                for k in range(count):
+                    s = first + k
+                    for j in range(1 if batch else inner):
+                        c = s if batch else s % o.groups * inner + j
+                        high, _, _, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
+                        at = r * stride + s * length + j * o.positions
+                        _write(o.x, o.y, o.more, at, o.positions, high, scale, shift, activation, added, line)
 
     return kernel(run)
+
+
+@inlined
+def _gradient(
+    x: Any,
+    dy: Any,
+    more: Any,
+    i: int,
+    which: Any,
+    part: bool,
+    high: Any,
+    scale: Any,
+    shift: Any,
+    activation: int,
+    kept: int,
+) -> Any:
+    """X − high and dz."""
+    d = (some(x, i, which) if part else lanes(x, i)) - high
+    dz = some(dy, i, which) if part else lanes(dy, i)
+    if kept:
+        z = some(more, i, which) if part else lanes(more, i)
+        if kept == 2:
+            z += d * scale + shift
+        dz = through(activation, z, dz)
+    elif activation:
+        dz = through(activation, d * scale + shift, dz)
+    return d, dz
+
+
+@jit
+def _sums(
+    x: Any, dy: Any, more: Any, dr: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int,
+    kept: int, ahead: int, size: int,
+) -> Any:  # fmt: skip
+    """Σ dz and Σ dz·(x − high) of a run; with `kept`, dz written to `dr`."""
+    ones, products = 0.0, 0.0
+    nothing = within(0, 0)
+    for first in range(at, at + length, BLOCK):
+        last = min(first + BLOCK, at + length)
+        a, b = spread(NONE), spread(NONE)
+        whole = first + (last - first) // LANES * LANES
+        for i in range(first, whole, LANES):
+            if ahead:
+                _touched(x, i + ahead, size)
+                _touched(dy, i + ahead, size)
+                if kept:
+                    _touched(more, i + ahead, size)
+            d, dz = _gradient(x, dy, more, i, nothing, False, high, scale, shift, activation, kept)
+            if kept:
+                put(dr, i, dz)
+            a += dz
+            b += dz * d
+        if whole < last:
+            if ahead:
+                _touched(x, whole + ahead, size)
+                _touched(dy, whole + ahead, size)
+            which = within(0, last - whole)
+            d, dz = _gradient(x, dy, more, whole, which, True, high, scale, shift, activation, kept)
+            if kept:
+                put_some(dr, whole, dz, which)
+            a += where(which, dz, NONE)
+            b += where(which, dz * d, NONE)
+        ones += total(a)
+        products += total(b)
+    return ones, products
+
+
+@jit
+def _write_back(
+    x: Any, dy: Any, dx: Any, at: int, length: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
+    activation: int, line: int,
+) -> None:  # fmt: skip
+    """A run of the gradient of the input."""
+    end, i = at + length, at
+    head = min(-at % line, length) if line else 0
+    nothing = within(0, 0)
+    if head:
+        which = within(0, head)
+        d, dz = _gradient(x, dy, x, i, which, True, high, scale, shift, activation, 0)
+        put_some(dx, i, scale * dz + (toward * d + offset), which)
+        i += head
+    whole = i + (end - i) // LANES * LANES
+    for j in range(i, whole, LANES):
+        d, dz = _gradient(x, dy, x, j, nothing, False, high, scale, shift, activation, 0)
+        if line:
+            stream(dx, j, scale * dz + (toward * d + offset))
+        else:
+            put(dx, j, scale * dz + (toward * d + offset))
+    if whole < end:
+        which = within(0, end - whole)
+        d, dz = _gradient(x, dy, x, whole, which, True, high, scale, shift, activation, 0)
+        put_some(dx, whole, scale * dz + (toward * d + offset), which)
 
 
 def backward(half: bool, activation: int, kept: int) -> Any:
@@ -120,79 +268,53 @@ def backward(half: bool, activation: int, kept: int) -> Any:
     With 1 and 2 the gradient of the residual is written in the first look, and read in its place in the second.
     """
     dtype: Any = np.uint16 if half else np.float32
+    size = 2 if half else 4
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        samples, channels, length, groups, batch, given = o.samples, o.channels, o.positions, o.groups, word[7], word[8]
-        x, dx, weight, bias, means, variances = o.x, o.y, o.weight, o.bias, o.mean, o.var
-        more, dy, dw, db, dr = o.more, o.dy, o.of_weight, o.of_bias, o.dr
-        inner = channels // groups
+        batch, given, together = word[7], word[8], word[30]
+        line = LINE // size if word[29] else 0
+        inner = 1 if batch else o.channels // o.groups
+        statistics = o.channels if batch else o.samples * o.groups
+        runs, length = o.samples if batch else 1, o.positions
+        stride = o.channels * length
+        ahead = stride if batch and length <= BLOCK else 0
+        n = float(runs * inner * length)
         while True:
             t = take(o.own)
             if t >= o.tasks:
                 break
-            runs = samples if batch else inner
-            base = t * length if batch else t * inner * length
-            stride = channels * length if batch else length
-            channel = t if batch else (t % groups) * inner
-            rstd = 1.0 / math.sqrt(variances[t] + o.eps)
-            high = np.float32(means[t])
-            low = means[t] - high
-            of_one, of_x = 0.0, 0.0
+            first = t * together
+            last = min(first + together, statistics)
             for r in range(runs):
-                g = weight[channel + (0 if batch else r)]
-                scale = np.float32(g * rstd)
-                shift = np.float32(bias[channel + (0 if batch else r)] - low * g * rstd)
-                plain, moved = 0.0, 0.0
-                for start in range(0, length, BLOCK):
-                    at = base + r * stride + start
-                    width = min(BLOCK, length - start)
-                    xs, dys = x[at : at + width], dy[at : at + width]
-                    ones, products = NONE, NONE
-                    if kept:
-                        ms, drs = more[at : at + width], dr[at : at + width]
-                        for i in range(width):
-                            d = load(xs, i) - high
-                            z = load(ms, i)
-                            if kept == 2:
-                                z += d * scale + shift
-                            dz = load(dys, i) * slope(activation, z)
-                            store(drs, i, dz)
-                            ones += dz
-                            products += dz * d
-                    else:
-                        for i in range(width):
-                            d = load(xs, i) - high
-                            dz = load(dys, i)
-                            if activation:
-                                dz *= slope(activation, d * scale + shift)
-                            ones += dz
-                            products += dz * d
-                    plain += ones
-                    moved += products
-                moved = (moved - low * plain) * rstd
-                db[base // length + r * (channels if batch else 1)] = plain
-                dw[base // length + r * (channels if batch else 1)] = moved
-                of_one += g * plain
-                of_x += g * moved
-            n = float(runs * length)
-            if given:
+                for s in range(first, last):
+                    for j in range(inner):
+                        c = s if batch else s % o.groups * inner + j
+                        high, low, rstd, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
+                        run_ = r * o.channels + s * inner + j
+                        plain, moved = _sums(
+                            o.x, o.dy, o.more, o.dr, run_ * length, length, high, scale, shift, activation, kept,
+                            ahead, size,
+                        )  # fmt: skip
+                        o.of_bias[run_], o.of_weight[run_] = plain, (moved - low * plain) * rstd
+            for s in range(first, last):
                 of_one, of_x = 0.0, 0.0
-            toward = np.float32(-rstd * rstd * of_x / n)
-            offset = np.float32(-rstd * of_one / n + rstd * rstd * low * of_x / n)
-            for back in range(runs):
-                r = back
-                g = weight[channel + (0 if batch else r)]
-                scale = np.float32(g * rstd)
-                shift = np.float32(bias[channel + (0 if batch else r)] - low * g * rstd)
-                at = base + r * stride
-                xs, dxs = x[at : at + length], dx[at : at + length]
-                dys = dr[at : at + length] if kept else dy[at : at + length]
-                for i in range(length):
-                    d = load(xs, i) - high
-                    dz = load(dys, i)
-                    if activation and not kept:
-                        dz *= slope(activation, d * scale + shift)
-                    store(dxs, i, scale * dz + toward * d + offset)
+                if not given:
+                    for r in range(runs):
+                        for j in range(inner):
+                            g = o.weight[s if batch else s % o.groups * inner + j]
+                            of_one += g * o.of_bias[r * o.channels + s * inner + j]
+                            of_x += g * o.of_weight[r * o.channels + s * inner + j]
+                high, low, rstd, _, _ = coefficients(o.mean[s], o.var[s], o.eps, 1.0, 0.0)
+                toward = np.float32(-rstd * rstd * of_x / n)
+                offset = np.float32(-rstd * of_one / n + rstd * rstd * low * of_x / n)
+                for r in range(runs):
+                    for j in range(inner):
+                        c = s if batch else s % o.groups * inner + j
+                        high, _, _, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
+                        _write_back(
+                            o.x, o.dr if kept else o.dy, o.y, (r * o.channels + s * inner + j) * length, length, high,
+                            scale, shift, toward, offset, 0 if kept else activation, line,
+                        )  # fmt: skip
 
     return kernel(run)

@@ -1,6 +1,6 @@
 """Group and instance norm of rows of channels: channels_last, and (N, *S, C).
 
-A task is some groups of one sample, as many as a core's cache holds, so that the second look does not go to memory.
+A task is a sample: the second look at it does not go to memory where a core's share of the caches holds it.
 """
 
 # pyright: reportCallIssue=false, reportOperatorIssue=false
@@ -11,41 +11,77 @@ from typing import Any
 
 import numpy as np
 
-from normscope.kernels.cpu.compiled.machine import kernel, merge, take
+from normscope.kernels.cpu.compiled import folded
+from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, take
 from normscope.kernels.cpu.compiled.operands import unpacked, words
-from normscope.kernels.cpu.compiled.panels import coefficients, moments, summed, write, write_back
+from normscope.kernels.cpu.compiled.panels import coefficients
+
+PART = 32768  # numbers that are written one behind the other
 
 
-def forward(half: bool, activation: int, added: bool) -> Any:
+@jit
+def _settled(o: Any, n: int, found: Any, into: Any) -> None:
+    """Merge what was found of the channels of each group of sample n, and set the coefficients by channel."""
+    inner = o.channels // o.groups
+    for g in range(o.groups):
+        total, mean, m2 = 0.0, 0.0, 0.0
+        for c in range(g * inner, (g + 1) * inner):
+            total, mean, m2 = merge(total, mean, m2, found[0, c], found[1, c], found[2, c])
+        o.mean[n * o.groups + g], o.var[n * o.groups + g] = mean, m2 / total
+    _aimed(o, n, into)
+
+
+@jit
+def _aimed(o: Any, n: int, into: Any) -> None:
+    """The coefficients of the forward pass by channel."""
+    inner = o.channels // o.groups
+    for c in range(o.channels):
+        g = n * o.groups + c // inner
+        high, _, _, scale, shift = coefficients(o.mean[g], o.var[g], o.eps, o.weight[c], o.bias[c])
+        into[0, c], into[1, c], into[2, c] = high, scale, shift
+
+
+@jit
+def _settled_back(o: Any, n: int, found: Any, into: Any) -> None:
+    """The gradients of the affine part of sample n, and the coefficients of the backward pass."""
+    inner = o.channels // o.groups
+    size = o.positions * inner
+    for g in range(o.groups):
+        s = n * o.groups + g
+        _, low, rstd, _, _ = coefficients(o.mean[s], o.var[s], o.eps, 1.0, 0.0)
+        of_one, of_x = 0.0, 0.0
+        for c in range(g * inner, (g + 1) * inner):
+            moved = (found[1, c] - low * found[0, c]) * rstd
+            o.of_bias[n * o.channels + c], o.of_weight[n * o.channels + c] = found[0, c], moved
+            of_one += o.weight[c] * found[0, c]
+            of_x += o.weight[c] * moved
+        for c in range(g * inner, (g + 1) * inner):
+            into[3, c] = np.float32(-rstd * rstd * of_x / size)
+            into[4, c] = np.float32((-rstd * of_one + rstd * rstd * low * of_x) / size)
+
+
+def forward(half: bool, activation: int, added: int) -> Any:
     """A task is measured, and written."""
     dtype: Any = np.uint16 if half else np.float32
+    size = 2 if half else 4
 
     def run(p: Any) -> None:
-        o, together = unpacked(p, dtype), words(p)[7]
-        channels, rows, groups = o.channels, o.positions, o.groups
-        inner = channels // groups
-        parts = (groups + together - 1) // together
-        widest = together * inner
-        a, b = np.empty(widest, np.float64), np.empty(widest, np.float64)
-        high, scale, shift = np.empty(widest, np.float32), np.empty(widest, np.float32), np.empty(widest, np.float32)
+        o, past = unpacked(p, dtype), words(p)[29] != 0
+        found, into = np.zeros((3, o.channels)), np.zeros((5, o.channels), np.float32)
+        place = folded.room(o.channels, dtype)
+        part = max(1, PART // (o.channels * place.fold)) * place.fold
+        parts = (o.positions + part - 1) // part
         while True:
-            t = take(o.own)
-            if t >= o.samples * parts:
+            n = take(o.own)
+            if n >= o.tasks:
                 break
-            n, first = t // parts, t % parts * together
-            width = min(together, groups - first) * inner
-            at = n * rows * channels + first * inner
-            count = moments(o.x, at, channels, rows, a[:width], b[:width], high[:width], scale[:width], shift[:width])
-            for k in range(width // inner):
-                total, mean, m2 = 0.0, 0.0, 0.0
-                for i in range(k * inner, (k + 1) * inner):
-                    total, mean, m2 = merge(total, mean, m2, count, a[i], b[i])
-                var = m2 / total
-                o.mean[n * groups + first + k], o.var[n * groups + first + k] = mean, var
-                for i in range(k * inner, (k + 1) * inner):
-                    c = first * inner + i
-                    high[i], _, _, scale[i], shift[i] = coefficients(mean, var, o.eps, o.weight[c], o.bias[c])
-            write(o.x, o.y, o.more, at, channels, rows, high[:width], scale[:width], shift[:width], activation, added)
+            found[:] = 0.0
+            folded.measure(o.x, n * o.positions, o.positions, o.channels, found, place, size)
+            _settled(o, n, found, into)
+            folded.tile(place, into, o.channels)
+            for k in range(parts - 1, -1, -1):  # what was read last is nearest
+                first, rows = n * o.positions + k * part, min(part, o.positions - k * part)
+                folded.write(o.x, o.y, o.more, first, rows, o.channels, place, activation, added, past)
 
     return kernel(run)
 
@@ -53,50 +89,29 @@ def forward(half: bool, activation: int, added: bool) -> Any:
 def backward(half: bool, activation: int, kept: int) -> Any:
     """A task is summed, and written."""
     dtype: Any = np.uint16 if half else np.float32
+    size = 2 if half else 4
 
     def run(p: Any) -> None:
-        o, together = unpacked(p, dtype), words(p)[7]
-        channels, rows, groups = o.channels, o.positions, o.groups
-        inner = channels // groups
-        parts = (groups + together - 1) // together
-        widest = together * inner
-        ones, products = np.empty(widest, np.float64), np.empty(widest, np.float64)
-        high, scale, shift = np.empty(widest, np.float32), np.empty(widest, np.float32), np.empty(widest, np.float32)
-        toward, offset, row = np.empty(widest, np.float32), np.empty(widest, np.float32), np.empty(widest, np.float32)
+        o, past = unpacked(p, dtype), words(p)[29] != 0
+        found, into = np.zeros((3, o.channels)), np.zeros((5, o.channels), np.float32)
+        place = folded.room(o.channels, dtype)
+        part = max(1, PART // (o.channels * place.fold)) * place.fold
+        parts = (o.positions + part - 1) // part
         while True:
-            t = take(o.own)
-            if t >= o.samples * parts:
+            n = take(o.own)
+            if n >= o.tasks:
                 break
-            n, first = t // parts, t % parts * together
-            width = min(together, groups - first) * inner
-            at = n * rows * channels + first * inner
-            for i in range(width):
-                c = first * inner + i
-                g = n * groups + c // inner
-                high[i], _, _, scale[i], shift[i] = coefficients(o.mean[g], o.var[g], o.eps, o.weight[c], o.bias[c])
-            ones[:width] = 0.0
-            products[:width] = 0.0
-            summed(
-                o.x, o.dy, o.more, o.dr, at, channels, rows, high[:width], scale[:width], shift[:width], ones[:width],
-                products[:width], toward[:width], offset[:width], row[:width], activation, kept,
+            found[:] = 0.0
+            _aimed(o, n, into)
+            folded.tile(place, into, o.channels)
+            folded.add(
+                o.x, o.dy, o.more, o.dr, n * o.positions, o.positions, o.channels, found, place, activation, kept, size
             )  # fmt: skip
-            for k in range(width // inner):
-                g = n * groups + first + k
-                _, low, rstd, _, _ = coefficients(o.mean[g], o.var[g], o.eps, 1.0, 0.0)
-                of_one, of_x = 0.0, 0.0
-                for i in range(k * inner, (k + 1) * inner):
-                    c = first * inner + i
-                    moved = (products[i] - low * ones[i]) * rstd
-                    o.of_bias[n * channels + c], o.of_weight[n * channels + c] = ones[i], moved
-                    of_one += o.weight[c] * ones[i]
-                    of_x += o.weight[c] * moved
-                size = rows * inner
-                for i in range(k * inner, (k + 1) * inner):
-                    toward[i] = np.float32(-rstd * rstd * of_x / size)
-                    offset[i] = np.float32((-rstd * of_one + rstd * rstd * low * of_x) / size)
-            write_back(
-                o.x, o.dr if kept else o.dy, o.y, at, channels, rows, high[:width], scale[:width], shift[:width],
-                toward[:width], offset[:width], 0 if kept else activation,
-            )  # fmt: skip
+            _settled_back(o, n, found, into)
+            folded.tile(place, into, o.channels)
+            dz, kind = o.dr if kept else o.dy, 0 if kept else activation
+            for k in range(parts - 1, -1, -1):
+                first, rows = n * o.positions + k * part, min(part, o.positions - k * part)
+                folded.write_back(o.x, dz, o.y, first, rows, o.channels, place, kind, past)
 
     return kernel(run)
