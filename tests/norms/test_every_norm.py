@@ -223,9 +223,7 @@ def test_notes_for_checkpoints_go_with_the_graph():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does
-@pytest.mark.parametrize(
-    "name", [name for name in NORMS if name.partition(" ")[0] not in ("GRU", "RNN") or "layer" in name]
-)
+@pytest.mark.parametrize("name", list(NORMS))
 def test_compile_equals_eager(name):
     """Also the gradient: a compiled backward pass must not read again a buffer that the forward pass changed."""
     torch._dynamo.reset()

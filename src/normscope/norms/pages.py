@@ -61,7 +61,6 @@ compiled code would read statistics that have moved on, and raises |
 | checkpoints out of order | spectral_norm | of several runs that wait at once, the last is taken to come back first |
 | dtype | RMSNorm with a wider weight | torch's promotes |
 | masks | LocalResponseNorm, DynamicTanh | they share nothing between positions |
-| masks, in training | OnlineNorm | its stream is one of whole samples, and it says so |
 """
 _SIGMA = {"rms": "√(mean x² + ε)", "l1": "mean |x − μ| · √(π/2)", "l2": "‖x − μ‖", "max": "max |x − μ|"}
 
