@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import normscope as ns
+from normscope.diagnose.case import Case
 from normscope.stats.summary import Summary
 from normscope.terms.activations import activation_named
 from normscope.watch.attention import attention_weights
@@ -269,3 +270,25 @@ def test_the_record_knows_the_batch_size_and_the_batches_that_a_norm_refused(tmp
     record = watcher.record
     assert record.meta["batch_size"] == 4
     assert record.series("0", "num_batches_skipped").values.tolist() == [0, 1, 3]
+
+
+def test_a_scale_is_the_weight_and_the_offset_that_its_description_adds(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), ns.nn.build("GemmaRMSNorm", 8), nn.Linear(8, 1))
+    assert torch.equal(model[1].weight, torch.zeros(8)), "the scale is 1 + weight"
+    with watch(model, torch.optim.SGD(model.parameters(), lr=0.0), tmp_path, probes=("affine",)) as watcher:
+        model(torch.randn(4, 4)).sum().backward()
+        watcher.optimizer.step()
+    assert watcher.record.series("1", "collapsed_channels").values.tolist() == [0.0]
+    assert watcher.record.series("1", "dominance").values == pytest.approx([1.0])
+
+
+def test_tied_weights_are_one_parameter_with_the_paths_of_all_that_share_them(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
+    model[2].weight = model[0].weight
+    with watch(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path, every=1) as watcher:
+        model(torch.randn(4, 4)).sum().backward()
+        watcher.optimizer.step()
+    case = Case(watcher.record)
+    (tied,) = case.parameters("2")
+    assert (tied.path, tied.name, tied.aliases) == ("0", "weight", ("2",))
+    assert case.moves(tied).values[0] > 0

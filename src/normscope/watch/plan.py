@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
@@ -26,7 +28,10 @@ class Place(Datum):
     @property
     def parameter(self) -> Parameter | None:
         """The parameter that stands there now; None when there is none, or it has no values yet."""
-        found = self.owner._parameters.get(self.name)
+        known: Any = self.owner._parameters
+        if isinstance(self.owner, torch.jit.ScriptModule):  # whose dictionary knows no more than its items
+            known = dict(known.items())
+        found = known.get(self.name)
         return None if found is None or is_lazy(found) else found
 
 
@@ -80,15 +85,28 @@ def _is_within(path: str, part: str) -> bool:
 
 def _places(model: nn.Module, sites: tuple[Site, ...]) -> Iterable[Place]:
     known = {site.path: site for site in reversed(sites)}
-    seen: set[int] = set()
+    found: dict[int, Place] = {}
     for path, module in model.named_modules():
         shown = path.replace("_orig_mod.", "").removesuffix("._orig_mod")
         for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.requires_grad or id(parameter) in seen:
+            if parameter is None or not parameter.requires_grad:
                 continue
-            seen.add(id(parameter))
+            if id(parameter) in found:  # tied weights
+                found[id(parameter)] = _also_at(found[id(parameter)], shown)
+                continue
             site = known.get(shown) or Site(shown, kind=type(module).__name__)
-            yield Place(module, name, *(site.at(what, name) for what in ("parameter", "gradient", "update")))
+            found[id(parameter)] = Place(
+                module, name, *(site.at(what, name) for what in ("parameter", "gradient", "update"))
+            )
+    return found.values()
+
+
+def _also_at(place: Place, path: str) -> Place:
+    """The same parameter, with a further path of its own."""
+    value, gradient, update = (
+        replace(site, aliases=(*site.aliases, path)) for site in (place.value, place.gradient, place.update)
+    )
+    return Place(place.owner, place.name, value, gradient, update)
 
 
 def input_of(site: Site) -> Site:

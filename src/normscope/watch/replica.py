@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter, is_lazy
 
+from normscope.anatomy.isolate import computed
 from normscope.terms.errors import ModelError
 from normscope.watch.hooks import Hook
 from normscope.watch.shards import LIMIT, Meeting, class_of, is_sharded, whole
@@ -86,6 +87,9 @@ class Replica:
         with torch.no_grad():
             for live, twin in self._pairs:
                 twin.training = live.training
+                if isinstance(live, torch.jit.ScriptModule):
+                    _take_scripted(live, twin)
+                    continue
                 _take_numbers(live, twin)
                 _take_parameters(live, twin)
                 _take_buffers(live, twin)
@@ -114,6 +118,8 @@ def _memo(model: nn.Module) -> dict[int, Any]:
     """What `copy.deepcopy` is to use instead of copying: for parameters, hooks, and tensors that autograd made."""
     memo: dict[int, Any] = {}
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = _empty(parameter) if is_sharded(parameter) else _alias(parameter)
@@ -126,10 +132,7 @@ def _memo(model: nn.Module) -> dict[int, Any]:
         for name, value in module.__dict__.items():
             if name.startswith("__composable_api_"):  # what `fully_shard` knows of it
                 memo[id(value)] = OrderedDict()
-        for value in _contained(module.__dict__):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return memo
+    return {**computed(model), **memo}
 
 
 def _alias(parameter: Parameter) -> Parameter:
@@ -153,18 +156,9 @@ def _own_hooks(module: nn.Module) -> int:
     return sum(not (_is_of_torch(hook) or _is_of_processes(hook) or isinstance(hook, Hook)) for hook in hooks)
 
 
-def _contained(values: Any, depth: int = 4) -> Iterator[Any]:
-    """Everything in nested dicts, lists, tuples and sets."""
-    for value in list(values.values() if isinstance(values, dict) else values):
-        if isinstance(value, dict | list | tuple | set) and depth:
-            yield from _contained(value, depth - 1)
-        else:
-            yield value
-
-
 def _refuse(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        if any(parameter is not None and is_lazy(parameter) for parameter in module._parameters.values()):
+        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             raise ModelError(
                 "A model was to be run on the fixed batch, and cannot be run yet.",
                 found=f"a parameter of `{path or '(model)'}` has no values yet",
@@ -237,6 +231,17 @@ def _take_buffers(live: nn.Module, twin: nn.Module) -> None:
             own.copy_(buffer)
 
 
+def _take_scripted(live: nn.Module, twin: nn.Module) -> None:
+    """A scripted module's tensors cannot be exchanged, but their memory can."""
+    theirs = dict(twin.named_parameters(recurse=False))
+    for name, parameter in live.named_parameters(recurse=False):
+        theirs[name].data = parameter.data
+        theirs[name].requires_grad_(parameter.requires_grad)
+        theirs[name].grad = None
+    for own, buffer in zip(twin.buffers(recurse=False), live.buffers(recurse=False)):
+        own.data = buffer.clone()
+
+
 class _LocalBatchNorm(_BatchNorm):
     """What a synchronized norm computes from this process's batch: a lone process must not wait for the others."""
 
@@ -251,6 +256,8 @@ def _make_local(module: nn.Module) -> None:
 
 def _uncompile(model: nn.Module) -> None:
     for module in list(model.modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         module._compiled_call_impl = None
         for name, child in module._modules.items():
             while child is not None and isinstance(inner := getattr(child, "_orig_mod", None), nn.Module):

@@ -124,6 +124,18 @@ def _without_first(parameters: Iterable[Tensor]) -> Optimizer:
     return SGD([*parameters][2:], lr=0.05)
 
 
+class _Tied(nn.Module):
+    """Reads out with the weights it reads in with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
 class _Zeroed(nn.Module):
     """A branch that starts at zero, and learns from the second step on."""
 
@@ -155,7 +167,12 @@ SICK = (
     Scene(_network, ("0",), optimizer=_without_first, steps=12),
     Scene(_Cut, ("first",), steps=12),
 )
-HEALTHY = (Scene(_network, steps=12), Scene(_Zeroed), Scene(_network, optimizer=_Both, steps=12))
+HEALTHY = (
+    Scene(_network, steps=12),
+    Scene(_Zeroed),
+    Scene(_Tied, steps=12),
+    Scene(_network, optimizer=_Both, steps=12),
+)
 
 RULE = Rule(
     "NS215",

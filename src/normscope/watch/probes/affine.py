@@ -16,7 +16,7 @@ COLLAPSED = 0.01
 
 
 class Affine(Measure):
-    """Of each norm with a scale or an offset per channel.
+    """Of each norm with a scale or an offset per channel; γ is what multiplies, a weight and the spec's offset to it.
 
     - ``scale_drift``, ``offset_drift``: the root mean square of γ − γ₀ (β − β₀) over that of γ₀, which stands for the
       spread of an output channel; where γ₀ is zero (or there is none) over 1. γ₀ and β₀ are what the first probe saw.
@@ -34,6 +34,8 @@ class Affine(Measure):
         if (site.role, site.what, sight.mode, site.call) != ("norm", "output", "probe", 0) or sight.module is None:
             return
         scale, offset = (_vector(sight.module, name) for name in ("weight", "bias"))
+        if scale is not None and site.spec is not None:
+            scale += site.spec.weight_offset
         first_scale, first_offset = self._first.setdefault(site.key, (scale, offset))
         unit = None if first_scale is None else _rms(first_scale)
         for quantity, now, then in (
