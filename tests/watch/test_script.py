@@ -246,3 +246,26 @@ def test_keyword_arguments_and_compiled_models_are_found(script, tmp_path, capsy
         assert record.summary("layer:output", 0, "probe") is not None
         assert "fault" not in [event.kind for event in record.events]
     assert capsys.readouterr().err == ""
+
+
+def test_a_script_that_leaves_at_once_has_a_whole_record_and_last_words(script, tmp_path):
+    """`os._exit` runs no `finally` and no `atexit`; a forked child that leaves so says nothing."""
+    code = PLAIN.replace(
+        "    print(sys.argv",
+        """    import os
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    os._exit(7)
+    print(sys.argv""",
+    )
+    said = """
+import sys
+from normscope.watch.script import run
+last = lambda watchers: print("steps", len(watchers[0].record.steps))
+sys.exit(run(sys.argv[1], [], sys.argv[2], every=1, afterwards=last))
+"""
+    call = [sys.executable, "-u", "-W", "ignore", "-c", said, str(script(code)), str(tmp_path / "r")]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "steps 6\n", "")
+    assert ns.Record(tmp_path / "r").complete

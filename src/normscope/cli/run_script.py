@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -39,15 +40,20 @@ def command(
         path,
         budget=budget,
         every=every if every is not None else "auto",
-        afterwards=None if quiet else _diagnosed,
+        afterwards=None if quiet else partial(_last_words, path),
     )
-    if not quiet:
-        typer.echo(f"normscope: {_outcome(path)}", err=True)
     sys.exit(code)
 
 
+def _last_words(path: Path, watchers: Sequence[Watcher]) -> None:
+    """Print what is wrong with each training that was watched, and where it is kept: not among the script's words."""
+    try:
+        _diagnosed(watchers)
+    finally:
+        typer.echo(f"normscope: {_outcome(path)}", err=True)
+
+
 def _diagnosed(watchers: Sequence[Watcher]) -> None:
-    """Print what is wrong with each training that was watched, to where the script's own words are not."""
     from normscope.cli.options import settled
     from normscope.diagnose.engine import diagnose
     from normscope.report import page, terminal

@@ -66,6 +66,10 @@ class Discovery:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every record, and say why where there is none."""
         self._rest()
         if self._on_optimizers is not None:
             self._on_optimizers.remove()

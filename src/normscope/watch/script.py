@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from normscope.terms.errors import RecordError
 from normscope.watch.discovery import Discovery
@@ -60,15 +60,41 @@ def run(
         print(f"normscope: can't open file {os.fspath(script)!r}: {error.strerror}", file=sys.stderr)
         return 2
     with _as_main(os.fspath(script), args) as names, Discovery(path, budget=budget, every=every) as discovery:
-        error = _outcome(source, os.fspath(script), names)
+
+        def last_words() -> None:
+            if afterwards is not None:
+                with suppress(Exception, KeyboardInterrupt):
+                    afterwards(discovery.watchers)
+
+        with _before_leaving(lambda: (discovery.close(), last_words())):
+            error = _outcome(source, os.fspath(script), names)
         ended = error is None or isinstance(error, SystemExit)
         if error is not None and not ended:
             discovery.crashed(error)
     code = _exit_code(getattr(error, "code", None)) if ended else _told(error)
-    if afterwards is not None:
-        with suppress(Exception, KeyboardInterrupt):
-            afterwards(discovery.watchers)
+    last_words()
     return code
+
+
+@contextmanager
+def _before_leaving(end: Callable[[], object]) -> Iterator[None]:
+    """Inside, `os._exit`, which runs nothing that waits for the end of a process, runs `end` first.
+
+    A child that was forked leaves as ever: `multiprocessing` ends its children so.
+    """
+    leave, process = os._exit, os.getpid()
+
+    def leave_after(status: int) -> NoReturn:
+        if os.getpid() == process:
+            with suppress(Exception, KeyboardInterrupt):
+                end()
+        leave(status)
+
+    os._exit = leave_after
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def _told(error: BaseException | None) -> int:
