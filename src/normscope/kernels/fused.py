@@ -6,7 +6,7 @@ a backward operator, so that the graph does not break. A gradient of the gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -159,6 +159,15 @@ def _told(words: tuple[Any, ...], operands: Operands, residual: bool) -> tuple[O
     return _PAIRS[name, part], problem
 
 
+def _apart(values: Iterable[Tensor]) -> Any:
+    """The tensors, none in the memory of another: an operator's outputs must not."""
+    seen: dict[int, Tensor] = {}
+    for place, value in enumerate(values):
+        taken = {one.untyped_storage().data_ptr() for one in seen.values() if one.numel()}
+        seen[place] = value.clone() if value.untyped_storage().data_ptr() in taken else value
+    return tuple(seen.values())
+
+
 @torch.library.custom_op("normscope::fused", mutates_args=())
 def _fused(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor | None,
@@ -167,7 +176,7 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     operands = Operands(x, weight, bias, residual, None, mean, var)
     words = (name, part, over, groups, layout, center, scale, eps, eps_place, weight_offset, cast, activation)
-    return tuple(_forward(*_told(words, operands, residual is not None), operands))  # type: ignore[return-value]
+    return _apart(_forward(*_told(words, operands, residual is not None), operands))
 
 
 @_fused.register_fake
@@ -196,7 +205,7 @@ def _fused_backward(
     words = (name, part, over, groups, layout, center, scale, eps, eps_place, weight_offset, cast, activation)
     offer, problem = _told(words, operands, added and activation != "")
     made = _backward(offer, problem, operands, y, mean, var, grad)
-    return tuple(grad.new_empty(0) if value is None else value for value in made)  # type: ignore[return-value]
+    return _apart(grad.new_empty(0) if value is None else value for value in made)
 
 
 @_fused_backward.register_fake
@@ -204,9 +213,8 @@ def _(
     grad: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, given_mean: Any, given_var: Any, y: Any,
     mean: Any, var: Any, added: bool, *words: Any,
 ) -> Any:  # fmt: skip
-    none = grad.new_empty(0)
-    affine = (none if value is None else torch.empty_like(value) for value in (weight, bias))
-    return torch.empty_like(x), *affine, torch.empty_like(x) if added and words[-1] else none
+    affine = (grad.new_empty(0) if value is None else torch.empty_like(value) for value in (weight, bias))
+    return torch.empty_like(x), *affine, torch.empty_like(x) if added and words[-1] else grad.new_empty(0)
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
