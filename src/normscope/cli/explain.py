@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -19,9 +20,10 @@ def command(
     from normscope.norms.pages import page as norm
     from normscope.terms.catalog import ENTRIES
 
+    norms = [entry.name.lower() for entry in ENTRIES]
     if name[:1].isdigit():
         told = claim(name)
-    elif name.lower() in {entry.name.lower() for entry in ENTRIES}:
+    elif name.lower() in norms or get_close_matches(name.lower(), norms, 1, 0.8):
         told = norm(name)
     else:
         told = rule(name)

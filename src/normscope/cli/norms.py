@@ -22,11 +22,9 @@ def command(
         typer.echo(json.dumps([entry.to_dict() for entry in ENTRIES], indent=2, ensure_ascii=False))
         return
     for entry in ENTRIES:
-        typer.echo(f"{entry.name:<24} {_told(entry.spec)}")
+        typer.echo(f"{entry.name:<24} {entry.formula if entry.spec is None else _told(entry.spec)}")
 
 
-def _told(spec: NormSpec | None) -> str:
-    if spec is None:
-        return "a formula of its own"
+def _told(spec: NormSpec) -> str:
     over = "".join(axis for axis in "NCS" if axis in spec.over) or "–"
     return f"over {over:<4} training: {spec.train_from:<13} inference: {spec.infer_from}"

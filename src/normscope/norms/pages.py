@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
@@ -89,11 +90,13 @@ def entry(name: str) -> Entry:
     """
     found = {one.name.lower(): one for one in ENTRIES}.get(name.lower())
     if found is None:
+        near = get_close_matches(name.lower(), [one.name.lower() for one in ENTRIES], 1)
+        guess = "".join(f"did you mean {one.name}? " for one in ENTRIES if one.name.lower() in near)
         raise UnknownNameError(
             "The page of a normalization was asked for by a name that is none.",
             found=f"`{name}`",
             because="the catalog has no such row",
-            do="choose one of " + ", ".join(one.name for one in ENTRIES),
+            do=f"{guess}choose one of " + ", ".join(one.name for one in ENTRIES),
         )
     return found
 
@@ -103,6 +106,7 @@ def formula(entry: Entry) -> str:
     spec = entry.spec
     if spec is None:
         return f"`{entry.formula}`"
+    more = f" {entry.formula}" if entry.formula else ""
     top = "x − μ" if spec.center else "x"
     if spec.scale == "whiten":
         steps = "exact root" if spec.iterations is None else f"{spec.iterations} Newton steps"
@@ -118,7 +122,7 @@ def formula(entry: Entry) -> str:
         body += " + b"
     cast = "; in half precision the cast back comes before g" if spec.cast == "normalized" else ""
     eps = "ε the machine epsilon" if spec.eps is None else f"ε = {spec.eps:g}"
-    return f"`y = {body}`, {where}; {eps}{cast}."
+    return f"`y = {body}`, {where}; {eps}{cast}.{more}"
 
 
 def sources(spec: NormSpec) -> str:

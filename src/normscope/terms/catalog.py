@@ -25,7 +25,7 @@ class Entry(Datum):
         paper: where it comes from.
         use: when to use it.
         avoid: when not to.
-        formula: what it computes, where `spec` does not say.
+        formula: what it computes, where `spec` does not say; beside a `spec`, what goes beyond it.
         build: how to make it.
     """
 
@@ -90,6 +90,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Ioffe 2017, Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
         "Small or dependent batches, where training and inference must agree.",
         "Short trainings: it is BatchNorm for the first 5,000 batches.",
+        formula="While training, x̂ becomes `x̂ · r + d` before g and b: r = clip(σ_batch/σ), d = clip((μ_batch − μ)/σ).",
         build="normscope.nn.BatchRenorm",
     ),
     Entry(
@@ -114,6 +115,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Chiley et al. 2019, Online Normalization for Training Neural Networks",
         "Training one sample at a time, where BatchNorm would be right but for the batch.",
         "Double backward, masks, and samples in sorted order.",
+        formula="Then each sample is divided by its root mean square.",
         build="normscope.nn.OnlineNorm",
     ),
     Entry(
@@ -203,6 +205,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Singh & Krishnan 2020, Filter Response Normalization Layer",
         "Convolutional networks with any batch size; the thresholded linear unit belongs to it, in place of ReLU.",
         "Inputs of one position without the learned ε.",
+        formula="Then `max(y, τ)`, with a learned threshold τ a channel.",
         build="normscope.nn.FilterResponseNorm",
     ),
     # what the formula does not cover --------------------------------------------------------------------------------
