@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.kernels.cpu import recurrent
-from normscope.norms.classes import LayerNorm, RMSNorm
 from normscope.norms.temporal import TemporalBatchNorm
 from normscope.norms.unrolled import State, Unrolled
 from normscope.terms.errors import ModelError
@@ -48,6 +46,7 @@ class LSTM(Unrolled):
 
     parts = (4,)
     states = 2
+    cell = "lstm"
 
     def _places(self) -> list[tuple[str, int]]:
         return [*super()._places(), ("cell", self.hidden_size)]
@@ -59,18 +58,6 @@ class LSTM(Unrolled):
 
     def _function(self) -> Any:
         return torch.lstm
-
-    def _steps(self, projected: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
-        """By a kernel where there is one: then the modules of the norms inside are not called, only their weights."""
-        norms: list[Any] = [self.norms["hh0" + suffix], self.norms["cell" + suffix]]
-        kind = LayerNorm if self.norm == "layer" else RMSNorm
-        if mask is None and all(type(norm) is kind and norm.weight is not None and norm.eps == 1e-5 for norm in norms):
-            weight, bias = getattr(self, "weight_hh" + suffix), getattr(self, "bias_hh" + suffix, None)
-            tensors = projected, *state, weight, bias, *(norm.weight for norm in norms)
-            if recurrent.serves(*tensors):
-                y, c = recurrent.lstm(kind is RMSNorm, 1e-5, *tensors)
-                return y, (y[-1], c)
-        return super()._steps(projected, state, suffix, mask)
 
     def _step(
         self, given: Tensor, state: State, weights: Any, suffix: str, step: int, mask: Tensor | None
@@ -89,6 +76,7 @@ class GRU(Unrolled):
     """
 
     parts = (2, 1)
+    cell = "gru"
 
     def _function(self) -> Any:
         return torch.gru

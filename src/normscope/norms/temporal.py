@@ -88,7 +88,7 @@ class TemporalBatchNorm(nn.Module):
         if not self.batch_first:
             input, mask = input.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
         self._check_batch(input)
-        used = self._of_batch(input, mask) if self.training else self._kept(input)
+        used = self._of_batch(input, mask) if self.training else self._of_past(input.shape[1])
         sigma = root(used.var, self._sequence)
         y = scale_and_shift(input, self._sequence, used.mean, sigma, self.weight, self.bias, mask)
         return y if self.batch_first else y.transpose(0, 1)
@@ -101,6 +101,28 @@ class TemporalBatchNorm(nn.Module):
             return run(Call(input, spec, self.weight, self.bias, None, mask), True)
         state = {name: buffer[min(step, self.max_steps - 1)] for name, buffer in self.named_buffers()}
         return run(Call(input, self._step, self.weight, self.bias, state, mask), self.training)
+
+    @property
+    def eps(self) -> float:
+        """The guard of the division."""
+        return self._step.eps or 0.0
+
+    def learn(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Let the kept statistics learn from measured ones of the first steps, (T, C) each, of `count` sequences."""
+        steps = min(len(mean), self.max_steps)
+        mean, var = mean[:steps], var[:steps]
+        if torch.isfinite(mean + var).all():
+            self._teach(steps, Statistics(mean[None, ..., None], var[None, ..., None], count))
+        else:  # what came before is learned
+            for step in range(steps):
+                state = {name: buffer[step] for name, buffer in self.named_buffers()}
+                teach(state, self._step, Statistics(mean[step][None, :, None], var[step][None, :, None], count))
+
+    def kept(self, steps: int) -> tuple[Tensor, Tensor]:
+        """The means and variances that the first steps use at inference, (T, C) each."""
+        at = torch.arange(steps, device=self.weight.device).clamp(max=self.max_steps - 1)
+        mean, var = (wide(self.get_buffer(name))[at] for name in ("running_mean", "running_var"))
+        return mean, var
 
     def _check_batch(self, input: Tensor) -> None:
         if self.training and len(input) == 1:
@@ -115,17 +137,17 @@ class TemporalBatchNorm(nn.Module):
         seen = measure(input, self._sequence, mask)
         steps = min(input.shape[1], self.max_steps)
         size = seen.size if isinstance(seen.size, int) else seen.size[:, :steps]
-        state = {name: buffer[:steps] for name, buffer in self.named_buffers()}
-        state |= {name: state[name].view(-1) for name in ("running_mean", "running_var")}
-        teach(state, self._sequence, Statistics(seen.mean[:, :steps], seen.var[:, :steps], size))
+        self._teach(steps, Statistics(seen.mean[:, :steps], seen.var[:, :steps], size))
         return seen
 
-    def _kept(self, input: Tensor) -> Statistics:
-        steps = torch.arange(input.shape[1], device=input.device).clamp(max=self.max_steps - 1)
-        mean, var = (
-            wide(self.get_buffer(name))[steps].view(1, -1, self.channels, 1) for name in ("running_mean", "running_var")
-        )
-        return Statistics(mean, var, 0)
+    def _of_past(self, steps: int) -> Statistics:
+        mean, var = self.kept(steps)
+        return Statistics(mean[None, ..., None], var[None, ..., None], 0)
+
+    def _teach(self, steps: int, seen: Statistics) -> None:
+        state = {name: buffer[:steps] for name, buffer in self.named_buffers()}
+        state |= {name: state[name].view(-1) for name in ("running_mean", "running_var")}
+        teach(state, self._sequence, seen)
 
     def extra_repr(self) -> str:
         """The features and the time limit."""

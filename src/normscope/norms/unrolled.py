@@ -19,6 +19,7 @@ from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
 from normscope.norms.shapes import expect_floats
 from normscope.norms.temporal import TemporalBatchNorm
+from normscope.norms.walked import walked
 from normscope.terms.errors import DataError, ModelError, ShapeError
 
 Inside = Literal["batch", "layer", "weight", "rms"]
@@ -30,6 +31,7 @@ class Unrolled(nn.Module):
 
     parts: tuple[int, ...] = ()  # blocks of gates that one norm covers, in units of the hidden size
     states = 1  # tensors that one step hands to the next
+    cell: str | None = None  # what a kernel for all steps is called
 
     def __init__(
         self,
@@ -224,7 +226,8 @@ class Unrolled(nn.Module):
     def _pass(self, x: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
         """One layer in one direction. The product with the inputs is one matrix product for all steps."""
         projected = self._projected(F.linear(x, getattr(self, "weight_ih" + suffix)), suffix, mask)
-        return self._steps(projected, state, suffix, mask)
+        walk = None if self.cell is None else walked(self, self.cell, projected, state, suffix, mask)
+        return self._steps(projected, state, suffix, mask) if walk is None else walk
 
     def _steps(self, projected: Tensor, state: State, suffix: str, mask: Tensor | None) -> tuple[Tensor, State]:
         """One step after the other."""

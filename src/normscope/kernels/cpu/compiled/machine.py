@@ -26,6 +26,8 @@ SHARED = (
     "machine",
     "operands",
     "loops",
+    "steps",
+    "gates",
     "lanes",
     "activations",
     "panels",

@@ -1,4 +1,8 @@
-"""One time step of an LSTM with layer or RMS norm inside: norms, gates and cell of a row while it lies in the cache."""
+"""One time step of an LSTM or GRU with layer or RMS norm inside: all of a row while it lies in the cache.
+
+A row tells the mean and 1/σ of two norms: of the product and of the cell, or of the two blocks of a GRU's product. A
+task is always the same rows of the batch, so that it can gather the gradients of the weights.
+"""
 
 # pyright: reportCallIssue=false, reportOperatorIssue=false
 
@@ -8,29 +12,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray
 
+from normscope.kernels.cpu.compiled.gates import before_tanh, gru, gru_back, kept, lstm_back, opened, squashed, times
 from normscope.kernels.cpu.compiled.loops import BLOCK, NONE, apart, mean, read, spread, write
-from normscope.kernels.cpu.compiled.machine import F1, WORDS, exponential, jit, kernel, pointer, take
-
-_TWO, _NEAR = np.float32(2), np.float32(0.625)
-_T0, _T1, _T2 = np.float32(-5.70498872745e-3), np.float32(2.06390887954e-2), np.float32(-5.37397155531e-2)
-_T3, _T4 = np.float32(1.33314422036e-1), np.float32(-3.33332819422e-1)
-
-
-@jit
-def sigmoid(z: Any) -> Any:
-    """1 / (1 + e^−z)."""
-    return F1 / (F1 + exponential(-z))
-
-
-@jit
-def tanh(z: Any) -> Any:
-    """The hyperbolic tangent: a polynomial near 0, where 1 − 2 / (e^2z + 1) would cancel (Cephes' tanhf)."""
-    s = z * z
-    near = ((((_T0 * s + _T1) * s + _T2) * s + _T3) * s + _T4) * s * z + z
-    far = F1 - _TWO / (F1 + exponential(_TWO * z))
-    return near if s < _NEAR * _NEAR else far
+from normscope.kernels.cpu.compiled.machine import inlined, jit, kernel, take
+from normscope.kernels.cpu.compiled.steps import unpacked
 
 
 @jit
@@ -42,66 +28,32 @@ def _measured(xs: Any, rms: bool, eps: float, told: Any) -> None:
     told[1] = 1.0 / math.sqrt((square if rms else square - linear * linear) + eps)
 
 
-@jit
+@inlined
 def _normal(xs: Any, told: Any, out: Any) -> None:
     """x̂, from what was told of `xs`."""
+    apart()
     high = np.float32(told[0])
     rest = np.float32((told[0] - high) * told[1])  # what float32 cannot hold of the mean
     scale = np.float32(told[1])
     for i in range(len(xs)):
-        out[i] = (xs[i] - high) * scale - rest
+        write(out, i, (read(xs, i) - high) * scale - rest)
 
 
-def forward(rms: bool) -> Any:
-    """A task is some rows of the batch."""
-
-    def run(p: Any) -> None:
-        word, real = carray(p, (WORDS,), np.int64), carray(p, (WORDS,), np.float64)
-        own, tasks, rows, hidden, panel, eps = word[1], word[2], word[3], word[4], word[5], real[9]
-        product, given = (
-            carray(pointer(word[10]), (rows, 4 * hidden), np.float32),
-            carray(pointer(word[12]), (rows, 4 * hidden), np.float32),
-        )
-        weight, bias, cell = (
-            carray(pointer(word[13]), (4 * hidden,), np.float32),
-            carray(pointer(word[14]), (4 * hidden,), np.float32),
-            carray(pointer(word[15]), (hidden,), np.float32),
-        )
-        before, after, out = (
-            carray(pointer(word[16]), (rows, hidden), np.float32),
-            carray(pointer(word[17]), (rows, hidden), np.float32),
-            carray(pointer(word[11]), (rows, hidden), np.float32),
-        )
-        gates = carray(pointer(word[18]), (rows, 4 * hidden), np.float32)
-        told = carray(pointer(word[19]), (rows, 4), np.float64)
-        normal, of_cell = np.empty(4 * hidden, np.float32), np.empty(hidden, np.float32)
-        while True:
-            t = take(own)
-            if t >= tasks:
-                break
-            for row in range(t * panel, min(rows, (t + 1) * panel)):
-                z, x, c, c0, h = gates[row], given[row], after[row], before[row], out[row]
-                _measured(product[row], rms, eps, told[row, :2])
-                _normal(product[row], told[row, :2], normal)
-                for j in range(4 * hidden):
-                    normal[j] = normal[j] * weight[j] + (x[j] + bias[j])
-                for j in range(4 * hidden):
-                    z[j] = sigmoid(normal[j])
-                candidate = normal[2 * hidden : 3 * hidden]
-                i, f, g, o = z[:hidden], z[hidden : 2 * hidden], z[2 * hidden : 3 * hidden], z[3 * hidden :]
-                for j in range(hidden):
-                    g[j] = tanh(candidate[j])
-                for j in range(hidden):
-                    c[j] = f[j] * c0[j] + i[j] * g[j]
-                _measured(c, rms, eps, told[row, 2:])
-                _normal(c, told[row, 2:], of_cell)
-                for j in range(hidden):
-                    h[j] = o[j] * tanh(of_cell[j] * cell[j])
-
-    return kernel(run)
+@inlined
+def _shifted(normal: Any, weight: Any, bias: Any, given: Any) -> None:
+    apart()
+    for j in range(len(normal)):
+        write(normal, j, read(normal, j) * read(weight, j) + (read(given, j) + read(bias, j)))
 
 
-@jit
+@inlined
+def _scaled(normal: Any, weight: Any, bias: Any, out: Any) -> None:
+    apart()
+    for j in range(len(normal)):
+        write(out, j, read(normal, j) * read(weight, j) + read(bias, j))
+
+
+@inlined
 def _back(normal: Any, dz: Any, weight: Any, of_weight: Any, rms: bool, scale: Any, out: Any) -> None:
     """Through a norm: its share of the weight's gradient, and the gradient of what it was given added to `out`."""
     apart()
@@ -118,67 +70,139 @@ def _back(normal: Any, dz: Any, weight: Any, of_weight: Any, rms: bool, scale: A
         plain += a
         along += b
     plain, along = plain / len(dz), along / len(dz)
-    a, b, s = np.float32(0.0 if rms else plain), np.float32(along), np.float32(scale)
+    one, other, s = np.float32(0.0 if rms else plain), np.float32(along), np.float32(scale)
     for j in range(len(dz)):
-        write(out, j, read(out, j) + s * (read(dz, j) - a - read(normal, j) * b))
+        write(out, j, read(out, j) + s * (read(dz, j) - one - read(normal, j) * other))
 
 
-def backward(rms: bool) -> Any:
-    """A task is some rows of the batch, always the same ones, so that it can gather the gradients of the weights."""
+@inlined
+def _added(total: Any, part: Any) -> None:
+    apart()
+    for j in range(len(part)):
+        write(total, j, read(total, j) + np.float64(read(part, j)))
+
+
+def lstm_forward(rms: bool) -> Any:
+    """Forward."""
 
     def run(p: Any) -> None:
-        word = carray(p, (WORDS,), np.int64)
-        own, tasks, rows, hidden, panel = word[1], word[2], word[3], word[4], word[5]
-        product, of_product, of_given = (
-            carray(pointer(word[10]), (rows, 4 * hidden), np.float32),
-            carray(pointer(word[11]), (rows, 4 * hidden), np.float32),
-            carray(pointer(word[12]), (rows, 4 * hidden), np.float32),
-        )
-        weight, cell = (
-            carray(pointer(word[13]), (4 * hidden,), np.float32),
-            carray(pointer(word[15]), (hidden,), np.float32),
-        )
-        before, after, dh, dc = (
-            carray(pointer(word[16]), (rows, hidden), np.float32),
-            carray(pointer(word[17]), (rows, hidden), np.float32),
-            carray(pointer(word[20]), (rows, hidden), np.float32),
-            carray(pointer(word[21]), (rows, hidden), np.float32),
-        )
-        gates = carray(pointer(word[18]), (rows, 4 * hidden), np.float32)
-        told = carray(pointer(word[19]), (rows, 4), np.float64)
-        dw = carray(pointer(word[22]), (tasks, 4 * hidden), np.float64)
-        dcell = carray(pointer(word[23]), (tasks, hidden), np.float64)
-        normal, of_cell = np.empty(4 * hidden, np.float32), np.empty(hidden, np.float32)
-        dz, wide = np.empty(hidden, np.float32), np.empty(4 * hidden, np.float32)
-        squashed = np.empty(hidden, np.float32)
+        s = unpacked(p, 4)
+        h = s.hidden
+        normal, reached = np.empty(4 * h, np.float32), np.empty(h, np.float32)
+        none = np.zeros(h, np.float32)
         while True:
-            t = take(own)
-            if t >= tasks:
+            t = take(s.own)
+            if t >= s.tasks:
                 break
-            for row in range(t * panel, min(rows, (t + 1) * panel)):
-                z, da, c0, up, along = gates[row], of_given[row], before[row], dh[row], dc[row]
-                i, f, g, o = z[:hidden], z[hidden : 2 * hidden], z[2 * hidden : 3 * hidden], z[3 * hidden :]
-                _normal(after[row], told[row, 2:], of_cell)
-                for j in range(hidden):
-                    squashed[j] = tanh(of_cell[j] * cell[j])
-                for j in range(hidden):
-                    dz[j] = up[j] * o[j] * (F1 - squashed[j] * squashed[j])
-                _back(of_cell, dz, cell, dcell[t], rms, told[row, 3], along)
-                di, df = da[:hidden], da[hidden : 2 * hidden]
-                dg, do = da[2 * hidden : 3 * hidden], da[3 * hidden :]
-                for j in range(hidden):
-                    di[j] = along[j] * g[j] * i[j] * (F1 - i[j])
-                for j in range(hidden):
-                    df[j] = along[j] * c0[j] * f[j] * (F1 - f[j])
-                for j in range(hidden):
-                    dg[j] = along[j] * i[j] * (F1 - g[j] * g[j])
-                for j in range(hidden):
-                    do[j] = up[j] * squashed[j] * o[j] * (F1 - o[j])
-                for j in range(hidden):
-                    along[j] *= f[j]
-                _normal(product[row], told[row, :2], normal)
+            for row in range(t * s.panel, min(s.rows, (t + 1) * s.panel)):
+                z, c, told = s.gates[row], s.after[row], s.told[4 * row : 4 * row + 4]
+                _measured(s.product[row], rms, s.eps, told[:2])
+                _normal(s.product[row], told[:2], normal)
+                _shifted(normal, s.weight, s.bias, s.given[row])
+                opened(normal, z)
+                squashed(normal[2 * h : 3 * h], z[2 * h : 3 * h])
+                kept(z[:h], z[h : 2 * h], z[2 * h : 3 * h], s.before[row], c)
+                _measured(c, rms, s.eps, told[2:])
+                _normal(c, told[2:], normal[:h])
+                _scaled(normal[:h], s.cell, none, reached)
+                squashed(reached, normal[:h])
+                times(z[3 * h :], normal[:h], s.out[row])
+
+    return kernel(run)
+
+
+def lstm_backward(rms: bool) -> Any:
+    """Backward."""
+
+    def run(p: Any) -> None:
+        s = unpacked(p, 4)
+        h = s.hidden
+        normal, wide = np.empty(4 * h, np.float32), np.empty(4 * h, np.float32)
+        of_cell, reached, dz = np.empty(h, np.float32), np.empty(h, np.float32), np.empty(h, np.float32)
+        none = np.zeros(h, np.float32)
+        while True:
+            t = take(s.own)
+            if t >= s.tasks:
+                break
+            for row in range(t * s.panel, min(s.rows, (t + 1) * s.panel)):
+                z, da, told = s.gates[row], s.of_given[row], s.told[4 * row : 4 * row + 4]
+                _normal(s.after[row], told[2:], of_cell)
+                _scaled(of_cell, s.cell, none, dz)
+                squashed(dz, reached)
+                before_tanh(s.dh[row], z[3 * h :], reached, dz)
+                _back(of_cell, dz, s.cell, s.of_cell[t], rms, told[3], s.dc[row])
+                lstm_back(
+                    z[:h], z[h : 2 * h], z[2 * h : 3 * h], z[3 * h :], s.before[row], s.dh[row], s.dc[row], reached,
+                    da[:h], da[h : 2 * h], da[2 * h : 3 * h], da[3 * h :],
+                )  # fmt: skip
+                _added(s.of_bias[t], da)
+                _normal(s.product[row], told[:2], normal)
                 wide[:] = da
-                of_product[row, :] = NONE
-                _back(normal, wide, weight, dw[t], rms, told[row, 1], of_product[row])
+                s.of_product[row, :] = NONE
+                _back(normal, wide, s.weight, s.of_weight[t], rms, told[1], s.of_product[row])
+
+    return kernel(run)
+
+
+@inlined
+def _blocks(product: Any, told: Any, normal: Any) -> None:
+    """x̂ of the product of a GRU, whose gates share one norm and whose candidate has its own."""
+    h = len(normal) // 3
+    _normal(product[: 2 * h], told[:2], normal[: 2 * h])
+    _normal(product[2 * h :], told[2:], normal[2 * h :])
+
+
+def gru_forward(rms: bool) -> Any:
+    """Forward."""
+
+    def run(p: Any) -> None:
+        s = unpacked(p, 3)
+        h = s.hidden
+        normal, shifted = np.empty(3 * h, np.float32), np.empty(h, np.float32)
+        while True:
+            t = take(s.own)
+            if t >= s.tasks:
+                break
+            for row in range(t * s.panel, min(s.rows, (t + 1) * s.panel)):
+                z, x, told = s.gates[row], s.given[row], s.told[4 * row : 4 * row + 4]
+                _measured(s.product[row, : 2 * h], rms, s.eps, told[:2])
+                _measured(s.product[row, 2 * h :], rms, s.eps, told[2:])
+                _blocks(s.product[row], told, normal)
+                _scaled(normal[2 * h :], s.weight[2 * h :], s.bias[2 * h :], shifted)
+                _shifted(normal[: 2 * h], s.weight, s.bias, x)
+                opened(normal[: 2 * h], z[: 2 * h])
+                gru(z[:h], z[h : 2 * h], z[2 * h :], x[2 * h :], shifted, s.before[row], s.out[row])
+
+    return kernel(run)
+
+
+def gru_backward(rms: bool) -> Any:
+    """Backward."""
+
+    def run(p: Any) -> None:
+        s = unpacked(p, 3)
+        h = s.hidden
+        normal, wide = np.empty(3 * h, np.float32), np.empty(3 * h, np.float32)
+        shifted = np.empty(h, np.float32)
+        while True:
+            t = take(s.own)
+            if t >= s.tasks:
+                break
+            for row in range(t * s.panel, min(s.rows, (t + 1) * s.panel)):
+                z, da, told = s.gates[row], s.of_given[row], s.told[4 * row : 4 * row + 4]
+                _blocks(s.product[row], told, normal)
+                _scaled(normal[2 * h :], s.weight[2 * h :], s.bias[2 * h :], shifted)
+                gru_back(
+                    z[:h], z[h : 2 * h], z[2 * h :], shifted, s.before[row], s.dh[row],
+                    da[:h], da[h : 2 * h], da[2 * h :], wide[2 * h :],
+                )  # fmt: skip
+                wide[: 2 * h] = da[: 2 * h]
+                _added(s.of_bias[t], wide)
+                s.of_product[row, :] = NONE
+                for first, last, scale in ((0, 2 * h, told[1]), (2 * h, 3 * h, told[3])):
+                    _back(
+                        normal[first:last], wide[first:last], s.weight[first:last], s.of_weight[t, first:last], rms,
+                        scale, s.of_product[row, first:last],
+                    )  # fmt: skip
 
     return kernel(run)
