@@ -8,6 +8,7 @@ the kernel of that output's group. Assigning to the weight, ``torch.nn.init``, `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import string_at
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from normscope.kernels.reference import normalize
 from normscope.norms import past
-from normscope.norms.glance import SIZE, TOP, can_be_looked_at, memory
+from normscope.norms.glance import SIZE, TOP, can_be_looked_at
 from normscope.norms.shapes import expect_module
 from normscope.norms.sources import recomputing
 from normscope.norms.sources.snapshot import snapshot
@@ -46,6 +47,7 @@ class Rows(nn.Module):
     def __init__(self, spec: NormSpec, groups: int | None = None, gain: str | None = None) -> None:
         super().__init__()
         self.spec, self.groups, self.gain = spec, groups, gain
+        self._lengthens = gain == "row" and not spec.center and groups is None
 
     def rows(self, weight: Tensor) -> Tensor:
         """`weight` as (outputs, fan in)."""
@@ -62,10 +64,8 @@ class Rows(nn.Module):
 
     def forward(self, *stored: Tensor) -> Tensor:
         """The weight that the layer uses, from (v) or from (g, v)."""
-        if self.gain == "row" and not self.spec.center and self.groups is None and can_be_looked_at(stored[-1]):
-            weight = _lengthened(stored[-1], stored[0])
-            if weight is not None:
-                return weight
+        if self._lengthens and (weight := _lengthened(stored[1], stored[0])) is not None:
+            return weight
         rows = normalize(self.rows(stored[-1]), self.spec)
         if self.gain is not None:
             gain = stored[0].flatten()[:, None]
@@ -93,13 +93,16 @@ class Rows(nn.Module):
 
 
 def _lengthened(v: Tensor, g: Tensor) -> Tensor | None:
-    """``g · v/‖v‖`` a row, by ATen's kernel; None where a row is next to zero, of which it would make NaN."""
+    """``g · v/‖v‖`` a row, by ATen's kernel; None where it serves not, or a row is next to zero, which it makes NaN."""
+    if not can_be_looked_at(v):
+        return None
     weight, lengths = torch._weight_norm_interface(v, g)
     size = SIZE[v.dtype]
-    if memory(lengths.data_ptr(), lengths.numel() * size)[TOP[size]].translate(None, _FAR_FROM_ZERO[size]):
+    if string_at(lengths.data_ptr(), lengths.numel() * size)[TOP[size]].translate(None, _FAR_FROM_ZERO[size]):
         return None
-    if weight.grad_fn is not None:
-        weight.grad_fn.register_hook(partial(_twice, v, g))
+    node = weight.grad_fn
+    if node is not None:
+        node.register_hook(partial(_twice, v, g))
     return weight
 
 

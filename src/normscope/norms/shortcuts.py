@@ -1,9 +1,9 @@
 """The short way through a layer: one call of ATen that is all of it.
 
 The long way, `sources.run`, is the specification: it checks, measures, learns, and refuses in words. A shortcut gives
-the same, bit for bit, for the calls that training and inference mostly consist of, and None for every other call,
-which then takes the long way. Which shortcut serves is settled once a description, and a call looks at little but the
-shape: finding one attribute of a module costs a tenth of a layer norm of a few rows.
+the same, bit for bit, for the calls that training and inference mostly consist of. Every other call, to which it
+answers None and torch with an error, takes the long way. Which shortcut serves is settled once a description, and a
+call looks at little but the shape: finding one attribute of a module costs a tenth of a layer norm of a few rows.
 """
 
 from __future__ import annotations
@@ -42,15 +42,11 @@ def shortcuts(spec: NormSpec) -> tuple[Shortcut | None, Shortcut | None]:
 
 
 def _layer(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    shape = norm.shape
-    if norm.channels == 1 or x.shape[-len(shape) :] != shape:
-        return None
-    return torch.layer_norm(x, shape, *_affine(norm), eps)
+    return None if norm.channels == 1 else torch.layer_norm(x, norm.shape, *_affine(norm), eps)
 
 
 def _rms(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    shape = norm.shape
-    return torch.rms_norm(x, shape, _affine(norm)[0], eps) if x.shape[-len(shape) :] == shape else None
+    return torch.rms_norm(x, norm.shape, _affine(norm)[0], eps)
 
 
 def _group(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
