@@ -226,10 +226,13 @@ def test_experiments_run_where_they_are_named_or_in_turn_as_the_budget_affords(t
     poor = run("poor", 40, budget=1e-6)
     assert "effective_smoothness" not in poor.quantities(None)
     notes = [event.text for event in poor.events if event.kind == "note"]
-    assert len([note for note in notes if "its turn never came within the budget: it takes up to" in note]) == 3
+    assert len([note for note in notes if "or its budget too small, for up to" in note]) == 3
     still = trained(chain(1.0, 1.0), torch.ones(4, 1), tmp_path / "still", rate=0.0, probes=("landscape",))
     ended = trained(chain(1.0, 1.0), torch.ones(4, 1), tmp_path / "ended", rate=0.1, steps=0, probes=("landscape",))
-    for record, why in ((still, "no update was made"), (ended, "the run ended before the step after it")):
+    for record, why in (
+        (still, "it failed, no update was made, or"),
+        (ended, "the run ended before the step after it"),
+    ):
         assert [why in event.text for event in record.events if event.kind == "note"] == [True]
     monkeypatch.setattr(Budgeted, "due", lambda self, step, cost: Due(*[step % 10 == 0] * 3))
     rich = run("rich", 62)

@@ -143,6 +143,7 @@ def computed(model: nn.Module) -> dict[int, Tensor]:
     held = (
         value
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
         for content in _contents(module)
         for value in (content.values() if isinstance(content, dict) else content)
     )

@@ -146,8 +146,8 @@ def dot(one: Values, other: Values) -> float:
 
 
 def along(values: Values, step: float, direction: Values) -> Values:
-    """``values + step · direction``; where there is no direction, the value itself."""
-    return [a if a is None or d is None else a + step * d for a, d in zip(values, direction)]
+    """``values + step · direction``, of the type of `values`; where there is no direction, the value itself."""
+    return [a if a is None or d is None else (a + step * d).to(a.dtype) for a, d in zip(values, direction)]
 
 
 def apart(one: Values, other: Values) -> Values:
@@ -157,18 +157,33 @@ def apart(one: Values, other: Values) -> Values:
 
 @contextmanager
 def placed(model: nn.Module, places: Sequence[Place], values: Values) -> Iterator[list[nn.Parameter | None]]:
-    """Inside, the parameters at `places` are new ones with these values, wherever they are registered in `model`."""
-    fresh = [None if value is None else nn.Parameter(value.detach()) for value in values]
-    by_identity = {id(place.parameter): new for place, new in zip(places, fresh) if new is not None}
-    holders = [module._parameters for module in model.modules()]
+    """Inside, the parameters at `places` are new ones with these values, wherever they are registered in `model`.
+
+    In scripted modules, where nothing can be exchanged, they are the same ones on other memory.
+    """
+    scripted = [isinstance(place.owner, torch.jit.ScriptModule) for place in places]
+    held = [place.parameter for place in places]
+    fresh = [
+        value if value is None else parameter if stays else nn.Parameter(value.detach())
+        for value, parameter, stays in zip(values, held, scripted)
+    ]
+    by_identity = {id(parameter): new for parameter, new in zip(held, fresh) if new is not None}
+    holders = [module._parameters for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     kept = [dict(holder) for holder in holders]
+    memory = [
+        (p, p.data, v) for p, v, stays in zip(held, values, scripted) if stays and p is not None and v is not None
+    ]
     try:
         for holder in holders:
-            holder.update({name: by_identity.get(id(held), held) for name, held in holder.items()})
+            holder.update({name: by_identity.get(id(known), known) for name, known in holder.items()})
+        for parameter, _, value in memory:
+            parameter.data = value.detach()
         yield fresh
     finally:
         for holder, before in zip(holders, kept):
             holder.update(before)
+        for parameter, before, _ in memory:
+            parameter.data = before
 
 
 def _there(values: Values) -> list[Tensor]:

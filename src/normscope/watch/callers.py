@@ -26,8 +26,9 @@ def loss_in_backward(thread: int) -> torch.Tensor | None:
     frames are read. Of nested passes (reentrant checkpointing) the outermost counts.
     """
     roots = None
-    for frame in _calls(torch.autograd.backward, sys._current_frames().get(thread)):
-        roots = frame.f_locals.get("tensors")
+    for function, name in ((torch.autograd.grad, "outputs"), (torch.autograd.backward, "tensors")):
+        for frame in _calls(function, sys._current_frames().get(thread)):
+            roots = frame.f_locals.get(name)
     root = roots[0] if isinstance(roots, tuple | list) and len(roots) == 1 else roots
     return root.detach() if isinstance(root, torch.Tensor) and root.numel() == 1 else None
 

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.anatomy.batch import Probe, first_tensor
+from normscope.anatomy.batch import Probe, first_tensor, mapped
 from normscope.anatomy.isolate import isolated
 from normscope.anatomy.observe import Call, observe
 from normscope.anatomy.walk import sites
@@ -67,6 +67,7 @@ class FixedBatch:
         with _apart(self._replica.model, None, seed):
             self.sites: tuple[Site, ...] = sites(self._replica.model, probe.detached())
         self.rest()
+        self._home = _home(self._replica.model)
         self._plan = Plan.of(self._replica.model, self.sites)
         self._compares = any(measure.compares_batches for measure in self._measures) and any(
             site.spec is not None and "N" in site.spec.over for site in self.sites
@@ -136,7 +137,7 @@ class FixedBatch:
         return Bench(
             self.sites,
             places,
-            before,
+            [then if then is None or now is None else then.to(now) for then, now in zip(before, after)],
             after,
             slope=lambda values: self._slope(values, held, scale),
             outputs=self._outputs,
@@ -158,6 +159,10 @@ class FixedBatch:
         for replica in (self._replica, self._criterion):
             if replica is not None:
                 replica.refresh()
+        before, now = self._home, _home(self._replica.model)
+        if before != now:  # the model was moved or cast, and the training's batches with it
+            self._home = now
+            self.probe = _following(self.probe, before, now)
 
     def _slope(self, values: Values, held: Tensor | None, scale: float) -> Slope | None:
         with self._differentiable(values, held, scale) as (root, weight, parameters):
@@ -166,7 +171,8 @@ class FixedBatch:
             loss = float(root.detach()) if weight is None else None
             weight = torch.full_like(root, scale) if weight is None else weight
             found = _gradient(root, parameters, weight)
-            return Slope(loss, [value if value is None else value.float() / scale for value in found])
+            dense = (value if value is None else value.to_dense() for value in found)
+            return Slope(loss, [value if value is None else value.float() / scale for value in dense])
 
     def _curvature(self, values: Values, direction: Values, held: Tensor | None) -> Values | None:
         with self._differentiable(values, held, 1.0) as (root, weight, parameters):
@@ -331,6 +337,27 @@ def _gradient(
     there = [parameter for parameter in parameters if parameter is not None]
     found = iter(torch.autograd.grad(root, there, weight, create_graph=create_graph, allow_unused=True))
     return [None if parameter is None else next(found) for parameter in parameters]
+
+
+_Home: TypeAlias = "tuple[torch.device, torch.dtype]"
+
+
+def _following(probe: Probe, before: _Home | None, now: _Home | None) -> Probe:
+    """`probe`, what lay on the one device on the other, and what was of the one floating type of the other."""
+    if before is None or now is None:
+        return probe
+
+    def follow(tensor: Tensor) -> Tensor:
+        device = now[0] if tensor.device == before[0] else tensor.device
+        return tensor.to(device, now[1] if tensor.dtype == before[1] else tensor.dtype)
+
+    return Probe(*(mapped(part, follow) for part in (probe.args, dict(probe.kwargs), probe.target)))
+
+
+def _home(model: nn.Module) -> _Home | None:
+    """Where the first floating parameter lies, and of which type it is."""
+    floating = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return next(((parameter.device, parameter.dtype) for parameter in floating), None)
 
 
 def loss_of(output: Any) -> Tensor | None:

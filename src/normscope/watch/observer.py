@@ -170,11 +170,11 @@ class Observer:
             if experiment in self._told or self._plan is None or not self._plan.places:
                 continue
             if begun == 0:
-                why = f"its turn never came within the budget: it takes up to {experiment.passes} passes"
+                why = f"the run was too short, or its budget too small, for up to {experiment.passes} passes"
             elif begun == 1 and self._begun is not None and experiment in self._begun[1]:
                 why = "the run ended before the step after it, with which it ends"
             else:
-                why = "no update was made, or there was neither a loss nor a gradient to follow"
+                why = "it failed, no update was made, or there was neither a loss nor a gradient to follow"
             self._journal.say(f"There is no {name} of this run: {why}.")
 
     def leave(self) -> None:
@@ -249,6 +249,7 @@ class Observer:
 
     def _run_fixed(self, step: int, fixed: FixedBatch, batch: Probe | None) -> None:
         readings = fixed.run(step, held=self._held, scale=self._scale if _in_half() else 1.0, batch=batch)
+        self.probe = fixed.probe
         if self._replicated or fixed.is_one_of_many:  # of parameters the first process tells
             readings = [reading for reading in readings if reading.site is None or not reading.site.name]
         self._journal.readings(step, readings)

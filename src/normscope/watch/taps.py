@@ -182,6 +182,8 @@ class Taps:
         passes = self._rounds[-1].passes
         if self.running:  # the pass before was broken off
             passes.pop().forgotten = True
+            if not passes:
+                self._rounds[-1].place = calling_place()
         for old in passes[: 1 - PASSES]:
             old.forgotten = True
         self._now = _Pass()

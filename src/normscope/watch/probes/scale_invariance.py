@@ -24,8 +24,8 @@ class ScaleInvariance(Measure):
         site = sight.site
         if site.what != "gradient" or not site.name or sight.module is None or sight.tensor.ndim < 2:
             return
-        weight = sight.module._parameters.get(site.name)
-        if weight is not None and weight.shape == sight.tensor.shape:
+        weight = getattr(sight.module, site.name, None)
+        if isinstance(weight, Tensor) and weight.shape == sight.tensor.shape:
             share = radial(weight.detach(), sight.tensor)
             if share is not None:
                 self.find(site.at("parameter", site.name), "radial_gradient", share)
