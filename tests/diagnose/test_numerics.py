@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case, moved
 from normscope.diagnose.layers import Layers, collapsed, starved, starved_layers
 from normscope.diagnose.run import spread
+from normscope.diagnose.scene import Scene
 from normscope.diagnose.track import PERSISTENCE, Track
 from normscope.record.reader import Record
 from normscope.record.writer import Writer
@@ -233,3 +236,36 @@ def test_what_a_record_does_not_hold_is_an_empty_track(tmp_path):
     assert not case.thrives
     for empty in (case.loss, case.output_gap, case.sensitivity.starvation(), case.drift.typical()):
         assert len(empty) == 0
+
+
+class _Functional(nn.Module):
+    """Layers without modules: only the activations are sites."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(32, 32) / 6) for _ in range(3))
+        self.last = nn.Parameter(torch.randn(8, 32) / 6) if last else None
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = torch.tanh(x @ weight)
+        return x @ self.last.t() if self.last is not None else x
+
+
+@pytest.mark.parametrize(("last", "hidden"), [(True, 3), (False, 2)])
+def test_an_activation_ends_the_network_when_its_output_is_the_networks(tmp_path, last, hidden):
+    case = Scene(lambda: _Functional(last), steps=4, every=1).subject(tmp_path)
+    assert len(case.hidden_activations) == hidden
+    assert (case.answer is None) == last
+
+
+def test_a_prescription_is_typed_with_the_classes_and_the_channels_it_is_for():
+    typed, pair = "nn.GroupNorm(32, channels)", ["layer2.0.bn", "layer2.1.bn"]
+    words = remedies.replaced(["BatchNorm2d"] * 2, pair, typed, [64, 64])
+    assert words == "replace `nn.BatchNorm2d(64)` in `layer2.0.bn`, `layer2.1.bn` by `nn.GroupNorm(32, 64)`"
+    places = [f"layer{stage}.{block}.bn" for stage in (1, 2) for block in range(3)]
+    assert remedies.few(places) == "`layer1.*.bn`, `layer2.*.bn`"
+    assert remedies.few(["1", "3", "5", "7"]) == "`1`, `3`, `5` and 1 more"  # a star would mean everything
+    assert remedies.few([*places, "stem", "head"]) == "`layer1.*.bn`, `layer2.*.bn`, `stem` and 1 more"
+    mixed = remedies.replaced(["BatchNorm1d", "BatchNorm2d"], ["a", "b"], typed, [64, 8])
+    assert mixed == "replace the batch normalization in `a`, `b` by `nn.GroupNorm(32, channels)`"

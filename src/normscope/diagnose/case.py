@@ -58,9 +58,12 @@ class Case(Run):
 
     @cached_property
     def hidden_activations(self) -> tuple[Site, ...]:
-        """The outputs of activation functions with a further layer behind them: not those that end the network."""
-        last = max((site.depth for site in self.sites if site.role != "activation"), default=-1)
-        return tuple(site for site in self.sites if site.role == "activation" and site.depth < last)
+        """The outputs of activation functions with something behind them: not those that end the network."""
+        found = tuple(site for site in self.sites if site.role == "activation")
+        if self.answer is None:
+            return found
+        last = max((site.depth for site in self.sites if site.role != "activation"), default=self.answer.depth)
+        return tuple(site for site in found if site.depth < last)
 
     @property
     def normalizes_over_batch(self) -> bool:
@@ -174,9 +177,16 @@ class Case(Run):
 
     @cached_property
     def answer(self) -> Site | None:
-        """The activation that ends the network; None where a layer or a norm does."""
+        """The activation that ends the network; None where a layer or a norm does, or something that is no site.
+
+        What the model gives is then of another size than what its last activation gives, or lies elsewhere.
+        """
         last = self.sites[-1] if self.sites else None
-        return last if last is not None and last.role == "activation" else None
+        if last is None or last.role != "activation":
+            return None
+        own, given = (dict(self.summaries(site, "probe")) for site in (last, Site("")))
+        alike = (_same(own[step], given[step]) for step in own if step in given)
+        return last if next(alike, True) else None
 
     def balance(self, site: Site) -> Track:
         """|mean| over root mean square of the gradient at an output: next to 0 where a softmax reads it.
@@ -296,6 +306,11 @@ class Case(Run):
             (step for step, _ in slopes),
             (slope.rms * values[step].rms * slope.size if step in values else np.nan for step, slope in slopes),
         )
+
+
+def _same(one: Summary, other: Summary) -> bool:
+    """Whether two summaries can be of the same numbers."""
+    return one.size == other.size and bool(np.isclose(one.rms, other.rms, rtol=1e-3, atol=0))
 
 
 def moved(before: Summary, after: Summary) -> float:

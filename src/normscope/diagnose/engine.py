@@ -279,9 +279,10 @@ def _matching(found: Sequence[Rule], selectors: str | Iterable[str]) -> set[str]
 def _unknown(name: str, found: Sequence[Rule]) -> UnknownNameError:
     words = [word for one in found for word in (one.code, one.name)]
     near = difflib.get_close_matches(name, words, n=3, cutoff=0.5)
+    told = f"did you mean {' or '.join(f'`{one}`' for one in near)}? " if near else ""
     return UnknownNameError(
         f"A rule was asked for as {name!r}.",
-        found="no rule has that code or name" + (f"; near it: {', '.join(near)}" if near else ""),
+        found="no rule has that code or name",
         because="rules go by their code (NS201), the start of a code (NS2) or their name",
-        do="choose one of " + ", ".join(f"{one.code} {one.name}" for one in found),
+        do=f"{told}`normscope rules` lists all {len(found)} of them",
     )

@@ -9,7 +9,9 @@ common to all samples, and only a norm over the batch takes that away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from math import gcd
 
 from normscope.diagnose.case import Case
 from normscope.terms.activations import activation_named
@@ -23,6 +25,7 @@ _POSITIVE = frozenset(["sigmoid", "hardsigmoid", "softplus"])
 _RECTIFYING = frozenset(
     ["relu", "relu6", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "elu", "celu", "mish", "hardswish"]
 )
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a path that is a number: a place in a list
 # (enough samples for a batch, feature maps) → the norm, and what one types for it
 _NORM = {
     (True, False): ("BatchNorm", "nn.BatchNorm1d(features)"),
@@ -63,6 +66,7 @@ def normalize(case: Case, activations: Sequence[Site]) -> Prescription | None:
     if not sites or (not enough and any(_function(site) in _POSITIVE for site in bare)):
         return None
     norm, typed = _NORM[enough, any(site.channel_axis == 1 for site in bare)]
+    typed = sized(typed, (case.channels(site) for site in bare))
     return Prescription(
         "insert_norm",
         sites,
@@ -93,11 +97,12 @@ def without_batch(case: Case) -> Prescription:
     maps = any(norm.kind.endswith(("2d", "3d")) for norm in norms)
     to, typed = ("GroupNorm", "nn.GroupNorm(32, channels)") if maps else ("LayerNorm", "nn.LayerNorm(features)")
     sites = tuple(dict.fromkeys(norm.path for norm in norms))
+    widths = [case.channels(norm) for norm in norms]
     return Prescription(
         "convert",
         sites,
         {"to": to},
-        words=f"replace the batch normalization in {few(sites)} by `{typed}`",
+        words=replaced((norm.kind for norm in norms), sites, typed, widths),
         reason="its statistics come from each sample alone, in both modes",
     )
 
@@ -119,9 +124,43 @@ def advice(words: str, reason: str = "") -> Prescription:
 
 
 def few(places: Sequence[str], most: int = 3) -> str:
-    """The first of many places, as code."""
-    told = ", ".join(f"`{place or '(model)'}`" for place in places[:most])
-    return told + (f" and {len(places) - most} more" if len(places) > most else "")
+    """Places as code: the first of many, those that differ in a number alone as one pattern.
+
+    >>> few(["layer2.0.bn1", "layer2.1.bn1", "layer2.2.bn1", "layer2.3.bn1", "stem"])
+    '`layer2.*.bn1`, `stem`'
+    """
+    groups: dict[str, list[str]] = {}
+    for place in dict.fromkeys(places):
+        pattern = _NUMBER.sub("*", place)
+        alone = len(places) <= most or pattern.strip("*.") == ""
+        groups.setdefault(place if alone else pattern, []).append(place)
+    named = [(pattern if len(told) > 1 else told[0], len(told)) for pattern, told in groups.items()]
+    told = ", ".join(f"`{name or '(model)'}`" for name, _ in named[:most])
+    more = sum(count for _, count in named[most:])
+    return told + (f" and {more} more" if more else "")
+
+
+def sized(typed: str, widths: Iterable[int]) -> str:
+    """What one types for a norm, with the number of channels where it is the same at every place, and known.
+
+    >>> sized("nn.GroupNorm(32, channels)", [48, 48]), sized("nn.LayerNorm(features)", [8, 16])
+    ('nn.GroupNorm(16, 48)', 'nn.LayerNorm(features)')
+    """
+    known = set(widths)
+    if len(known) != 1 or not (width := known.pop()):
+        return typed
+    return (
+        typed.replace("features", str(width))
+        .replace("32, channels", f"{gcd(32, width)}, {width}")
+        .replace("channels", str(width))
+    )
+
+
+def replaced(kinds: Iterable[str], sites: Sequence[str], typed: str, widths: Sequence[int]) -> str:
+    """The change from norms of some classes to what one types, with the number of channels where it is the same."""
+    known = set(kinds)
+    old = f"`{sized(f'nn.{known.pop()}(channels)', widths)}`" if len(known) == 1 else "the batch normalization"
+    return f"replace {old} in {few(sites)} by `{sized(typed, widths)}`"
 
 
 def _function(site: Site) -> str:

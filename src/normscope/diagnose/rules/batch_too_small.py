@@ -37,6 +37,7 @@ import torch
 from torch import nn
 
 from normscope.diagnose.blueprint import Blueprint, Norm
+from normscope.diagnose.remedies import replaced
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.specimen import Specimen
 from normscope.terms.finding import Evidence, Finding, Prescription
@@ -87,25 +88,23 @@ def _positions(norm: Norm) -> int:
 
 
 def _prescriptions(norms: list[Norm]) -> Iterator[Prescription]:
-    vectors = tuple(norm.path for norm in norms if isinstance(norm.module, nn.BatchNorm1d))
-    maps = tuple(norm.path for norm in norms if norm.path not in vectors)
-    for sites, to, typed in (
+    vectors = [norm for norm in norms if isinstance(norm.module, nn.BatchNorm1d)]
+    maps = [norm for norm in norms if norm not in vectors]
+    for some, to, typed in (
         (maps, "GroupNorm", "nn.GroupNorm(32, channels)"),
         (vectors, "LayerNorm", "nn.LayerNorm(features)"),
     ):
-        if sites:
+        if some:
+            sites = tuple(norm.path for norm in some)
+            widths = [int(getattr(norm.module, "num_features", 0)) for norm in some]
             yield Prescription(
                 "convert",
                 sites,
                 {"to": to},
-                words=f"replace the batch normalization in {_few(sites)} by `{typed}`",
+                words=replaced((type(norm.module).__name__ for norm in some), sites, typed, widths),
                 reason="its statistics come from each sample alone, so the batch size does not matter",
             )
     yield Prescription("", words="use a larger batch, or `nn.SyncBatchNorm` where several devices share it")
-
-
-def _few(paths: tuple[str, ...]) -> str:
-    return ", ".join(f"`{path}`" for path in paths[:3]) + (" …" if len(paths) > 3 else "")
 
 
 def _images() -> nn.Module:

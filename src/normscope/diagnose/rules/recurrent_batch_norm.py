@@ -65,7 +65,12 @@ def check(case: Case) -> Iterator[Finding]:
                 "convert",
                 tuple(worst),
                 {"to": "LayerNorm"},
-                words=f"replace {remedies.few(worst)} by `nn.LayerNorm(features)`",
+                words=remedies.replaced(
+                    (site.kind for site in case.norms if site.path in worst),
+                    worst,
+                    "nn.LayerNorm(features)",
+                    [case.channels(site) for site in case.norms if site.path in worst],
+                ),
                 reason="it keeps no statistics, so the places do not mix",
             ),
             remedies.advice("give each place a norm of its own, or use `normscope.nn.TemporalBatchNorm`"),
