@@ -114,7 +114,7 @@ ENTRIES: tuple[Entry, ...] = (
         _BATCH.but(train_from="online", infer_from="online", momentum=None, decay=(0.999, 0.99)),
         "Chiley et al. 2019, Online Normalization for Training Neural Networks",
         "Training one sample at a time, where BatchNorm would be right but for the batch.",
-        "Double backward, masks, and samples in sorted order.",
+        "Double backward, and samples in sorted order.",
         formula="Then each sample is divided by its root mean square.",
         build="normscope.nn.OnlineNorm",
     ),
