@@ -68,8 +68,12 @@ def _supports(problem: Problem) -> str | None:
 
 
 def _forward(problem: Problem, operands: Operands) -> Made:
+    return made(problem, operands, torch.empty_like(operands.x))
+
+
+def made(problem: Problem, operands: Operands, y: Tensor) -> Made:
+    """The forward pass, written to `y`, which may be the input itself."""
     form, x = _form(problem), operands.x
-    y = torch.empty_like(x)
     mean, var = _statistics(form, operands)
     kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
     added = int(operands.residual is not None)
@@ -93,14 +97,20 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 
 
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
+    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
+    return differentiated(problem, operands, y if way == 1 else operands.residual, made, grad, way)
+
+
+def differentiated(
+    problem: Problem, operands: Operands, more: Tensor | None, made: Made, grad: Tensor, way: int
+) -> Gradients:
+    """The backward pass; `way` is what tells the slope, as in `compiled/panels.py`: with −1, `x` holds the output."""
     form, x = _form(problem), operands.x
     mean, var = (made.mean, made.var) if operands.mean is None else _statistics(form, operands)
     kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
-    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
     packed, kept = _packed(problem, form, operands, mean, var)
-    dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
+    dx, dr = torch.empty_like(x), torch.empty_like(x) if way > 0 else None
     of_affine = torch.empty(2, 1 if form.rows and form.batch else form.samples, form.channels, dtype=torch.float64)
-    more = y if way == 1 else operands.residual if way == 2 else None
     packed[11], packed[17], packed[29] = dx.data_ptr(), grad.data_ptr(), _past(form, dx)
     packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
@@ -108,9 +118,9 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
         launch(_kernel("runs", "backward", half, kind, way), packed, _gathered(packed, form))
     elif form.batch:
         panels = _panels(packed, form, kept)
-        _settle(packed, form, 0, True)
+        _settle(packed, form, 0, True, way < 0)
         launch(_kernel("columns", "sums", half, kind, way, True), packed, panels)
-        _settle(packed, form, panels, True)
+        _settle(packed, form, panels, True, way < 0)
         launch(_kernel("columns", "mapped", half, kind, way, True), packed, panels)
     else:
         packed[2] = form.samples
@@ -172,11 +182,11 @@ def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
     return panels
 
 
-def _settle(packed: Any, form: _Form, panels: int, back: bool) -> None:
+def _settle(packed: Any, form: _Form, panels: int, back: bool, restored: bool = False) -> None:
     tasks = -(-form.channels // 16)
     whole = packed[2]
     packed[2], packed[27] = tasks, panels
-    launch(_kernel("columns", "settled", back), packed, tasks)
+    launch(_kernel("columns", "settled", back, restored), packed, tasks)
     packed[2], packed[27] = whole, whole
 
 

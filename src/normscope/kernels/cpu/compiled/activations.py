@@ -12,6 +12,7 @@ from normscope.kernels.cpu.compiled.lanes import below, floor, power, where
 from normscope.kernels.cpu.compiled.machine import inlined
 
 F0, F1, HALF, LEAK = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.01)
+_UNLEAK = np.float32(100)
 MINUS_HALF, _LEAST = np.float32(-0.5), np.float32(1.4e-45)  # the least number above zero
 _LOG2E, _LN2, _LN2_REST = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _SQRT_HALF, _PDF = np.float32(0.70710678), np.float32(0.39894228)
@@ -88,3 +89,11 @@ def through(kind: int, z: Any, grad: Any) -> Any:
     if kind == 4:
         return grad * (normal_cdf(z) + z * _PDF * exponential(MINUS_HALF * z * z))
     return grad
+
+
+@inlined
+def inverse(kind: int, y: Any) -> Any:
+    """The z of f(z) = y, for kinds 0 and 2."""
+    if kind == 2:
+        return where(below(y, F0), y * _UNLEAK, y)
+    return y

@@ -15,7 +15,7 @@ import numpy as np
 from normscope.kernels.cpu.compiled import folded
 from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, take
 from normscope.kernels.cpu.compiled.operands import numbers, unpacked, words
-from normscope.kernels.cpu.compiled.panels import coefficients
+from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 BLOCK = 16  # channels of a task of `settled`
 
@@ -33,7 +33,10 @@ def _coefficients(word: Any, channels: int) -> Any:
 
 
 def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
-    """A task is a panel of rows; it writes its (count, mean, M2), or its Σ dz and Σ dz·(x − high), a channel each."""
+    """A task is a panel of rows; it writes its (count, mean, M2), or its Σ dz and Σ dz·(x − high), a channel each.
+
+    What `kept` says is told in `panels.sums`.
+    """
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
 
@@ -60,7 +63,7 @@ def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
     return kernel(run)
 
 
-def settled(back: bool) -> Any:
+def settled(back: bool, restored: bool) -> Any:
     """A task is some channels: what the panels found, merged in their order, and the numbers with which to write."""
 
     def run(p: Any) -> None:
@@ -86,16 +89,17 @@ def settled(back: bool) -> Any:
                     o.var[c] /= n
             for c in range(first, last):
                 high, low, rstd, scale, shift = coefficients(o.mean[c], o.var[c], o.eps, o.weight[c], o.bias[c])
-                into[0, c], into[1, c], into[2, c] = high, scale, shift
+                into[0, c], into[1, c], into[2, c] = shift if restored else high, scale, shift
                 if back and panels:
+                    back_to_x = unscaled(scale, restored)
                     plain, moved = 0.0, 0.0
                     for k in range(panels):
                         plain += found[k, 0, c]
                         moved += found[k, 1, c]
-                    moved = (moved - low * plain) * rstd
+                    moved = (moved * back_to_x - low * plain) * rstd
                     o.of_bias[c], o.of_weight[c] = plain, moved
                     g = o.weight[c] if measured else 0.0
-                    into[3, c] = np.float32(-rstd * rstd * g * moved / rows)
+                    into[3, c] = np.float32(-rstd * rstd * g * moved / rows * back_to_x)
                     into[4, c] = np.float32((-rstd * plain + rstd * rstd * low * moved) * g / rows)
 
     return kernel(run)
@@ -117,9 +121,8 @@ def mapped(half: bool, activation: int, kept: int, back: bool) -> Any:
             first = (o.tasks - 1 - t) * panel  # the last panels read are nearest
             count = min(panel, rows - first)
             if back:
-                folded.write_back(
-                    o.x, o.dr if kept else o.dy, o.y, first, count, channels, place, 0 if kept else activation, past
-                )
+                dz, kind = o.dr if kept > 0 else o.dy, 0 if kept > 0 else activation
+                folded.write_back(o.x, dz, o.y, first, count, channels, place, kind, kept < 0, past)
             else:
                 folded.write(o.x, o.y, o.more, first, count, channels, place, activation, kept, past)
 

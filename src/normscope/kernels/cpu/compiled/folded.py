@@ -54,21 +54,25 @@ def tile(place: Any, values: Any, channels: int) -> None:
 
 
 @jit
-def _cut(place: Any, first: int, rows: int, channels: int) -> Any:
-    """Whole wide rows, and where the numbers that are left begin and end."""
+def _piece(place: Any, turn: int, first: int, rows: int, channels: int) -> Any:
+    """The wide rows, turn 0, or the numbers that are left as one more: where they begin, how many, in how many rows."""
     whole = rows // place.fold
-    return whole, (first + whole * place.fold) * channels, (first + rows) * channels
+    start = (first + turn * whole * place.fold) * channels
+    if turn == 0:
+        return start, whole * place.fold * channels, whole
+    return start, (rows - whole * place.fold) * channels, 1
 
 
 @jit
 def measure(x: Any, first: int, rows: int, channels: int, out: Any, place: Any, size: int) -> None:
     """Merge (count, mean, M2) of each channel of these rows with those in `out`."""
-    whole, start, end = _cut(place, first, rows, channels)
-    if whole:
-        _measure(x, first * channels, whole, place.fold, channels, out, place, size)
-    if end > start:
-        place.ends[0, : end - start] = x[start:end]
-        _measure(place.ends[0], 0, 1, (end - start) // channels, channels, out, place, size)
+    for turn in range(2):  # a loop that is called in one place is compiled once
+        start, count, wide = _piece(place, turn, first, rows, channels)
+        if turn:
+            place.ends[0, :count] = x[start : start + count]
+        source, at = (place.ends[0], 0) if turn else (x, start)
+        if count:
+            _measure(source, at, wide, count // (wide * channels), channels, out, place, size)
 
 
 @jit
@@ -101,33 +105,29 @@ def add(
     x: Any, dy: Any, more: Any, dr: Any, first: int, rows: int, channels: int, out: Any, place: Any, activation: int,
     kept: int, size: int,
 ) -> None:  # fmt: skip
-    """Add Σ dz and Σ dz·(x − high) of each channel of these rows to `out`; with `kept`, write dz to `dr`."""
-    whole, start, end = _cut(place, first, rows, channels)
-    if whole:
-        _add(x, dy, more, dr, first * channels, whole, place.fold, channels, out, place, activation, kept, size)
-    if end > start:
-        ends, count = place.ends, end - start
-        ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
-        if kept:
-            ends[2, :count] = more[start:end]
-        _add(ends[0], ends[1], ends[2], ends[3], 0, 1, count // channels, channels, out, place, activation, kept, size)
-        if kept:
+    """Add Σ dz and Σ dz·(x − high) of each channel of these rows to `out`; with `kept` 1 or 2, write dz to `dr`."""
+    ends, n, ones, products = place.ends, place.numbers, place.sums[0], place.sums[1]
+    for turn in range(2):
+        start, count, wide = _piece(place, turn, first, rows, channels)
+        if count == 0:
+            continue
+        end, at = start + count, 0 if turn else start
+        if turn:
+            ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
+            if kept > 0:
+                ends[2, :count] = more[start:end]
+        ones[:] = 0.0
+        products[:] = 0.0
+        panels.sums(
+            ends[0] if turn else x, ends[1] if turn else dy, ends[2] if turn else more, ends[3] if turn else dr, at,
+            wide, n[2], n[3], n[4], ones, products, n[0], n[1], activation, kept, size,
+        )  # fmt: skip
+        if turn and kept > 0:
             dr[start:end] = ends[3, :count]
-
-
-@jit
-def _add(
-    x: Any, dy: Any, more: Any, dr: Any, at: int, rows: int, fold: int, channels: int, out: Any, place: Any,
-    activation: int, kept: int, size: int,
-) -> None:  # fmt: skip
-    n, ones, products = place.numbers, place.sums[0], place.sums[1]
-    ones[:] = 0.0
-    products[:] = 0.0
-    panels.sums(x, dy, more, dr, at, rows, n[2], n[3], n[4], ones, products, n[0], n[1], activation, kept, size)
-    for k in range(fold):
-        for c in range(channels):
-            out[0, c] += ones[k * channels + c]
-            out[1, c] += products[k * channels + c]
+        for k in range(count // (wide * channels)):
+            for c in range(channels):
+                out[0, c] += ones[k * channels + c]
+                out[1, c] += products[k * channels + c]
 
 
 @jit
@@ -135,28 +135,41 @@ def write(
     x: Any, y: Any, more: Any, first: int, rows: int, channels: int, place: Any, activation: int, added: int, past: bool
 ) -> None:
     """Write the output of these rows."""
-    whole, start, end = _cut(place, first, rows, channels)
-    n = place.numbers
-    panels.write(x, y, more, first * channels, whole, n[2], n[3], n[4], activation, added, past)
-    if end > start:
-        ends, count = place.ends, end - start
-        ends[0, :count] = x[start:end]
-        if added:
-            ends[2, :count] = more[start:end]
-        panels.write(ends[0], ends[3], ends[2], 0, 1, n[2], n[3], n[4], activation, added, False)
-        y[start:end] = ends[3, :count]
+    ends, n = place.ends, place.numbers
+    for turn in range(2):
+        start, count, wide = _piece(place, turn, first, rows, channels)
+        if count == 0:
+            continue
+        end, at = start + count, 0 if turn else start
+        if turn:
+            ends[0, :count] = x[start:end]
+            if added:
+                ends[2, :count] = more[start:end]
+        panels.write(
+            ends[0] if turn else x, ends[3] if turn else y, ends[2] if turn else more, at, wide, n[2], n[3], n[4],
+            activation, added, past and turn == 0,
+        )  # fmt: skip
+        if turn:
+            y[start:end] = ends[3, :count]
 
 
 @jit
 def write_back(
-    x: Any, dy: Any, dx: Any, first: int, rows: int, channels: int, place: Any, activation: int, past: bool
-) -> None:
+    x: Any, dy: Any, dx: Any, first: int, rows: int, channels: int, place: Any, activation: int, restored: bool,
+    past: bool,
+) -> None:  # fmt: skip
     """Write the gradient of the input of these rows."""
-    whole, start, end = _cut(place, first, rows, channels)
-    n = place.numbers
-    panels.write_back(x, dy, dx, first * channels, whole, n[2], n[3], n[4], n[5], n[6], activation, past)
-    if end > start:
-        ends, count = place.ends, end - start
-        ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
-        panels.write_back(ends[0], ends[1], ends[3], 0, 1, n[2], n[3], n[4], n[5], n[6], activation, False)
-        dx[start:end] = ends[3, :count]
+    ends, n = place.ends, place.numbers
+    for turn in range(2):
+        start, count, wide = _piece(place, turn, first, rows, channels)
+        if count == 0:
+            continue
+        end, at = start + count, 0 if turn else start
+        if turn:
+            ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
+        panels.write_back(
+            ends[0] if turn else x, ends[1] if turn else dy, ends[3] if turn else dx, at, wide, n[2], n[3], n[4], n[5],
+            n[6], activation, restored, past and turn == 0,
+        )  # fmt: skip
+        if turn:
+            dx[start:end] = ends[3, :count]

@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from normscope.kernels.cpu.compiled.machine import as_float
+from normscope.kernels.cpu.compiled.machine import LINE, as_float
 
 _FEATURES = binding.get_host_cpu_features()
 # four of the machine's vectors: three sums of so many numbers and what is read stay in its registers
@@ -312,11 +312,25 @@ def stream(context: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def touch(context: Any, array: Any, index: Any) -> Any:
-    """Read the line of number `index` into the cache: unlike a prefetch, this is what prefetchers learn from."""
+    """Read the lines of the lanes at `index` into the cache: unlike a prefetch, this is what prefetchers learn from."""
+    size = 2 if _is_half(array) else 4
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # atomic, so that it is not left out for want of a use; in machine code a load like any other
-        builder.load_atomic(_at(context, builder, signature.args[0], *args, ir.IntType(8)), "monotonic", 1)
+        place = _at(context, builder, signature.args[0], *args, ir.IntType(8))
+        for line in range(0, LANES * size, LINE):
+            # atomic, so that it is not left out for want of a use; in machine code a load like any other
+            builder.load_atomic(builder.gep(place, [_PLACE(line)]), "monotonic", 1)
         return context.get_dummy_value()
 
     return types.void(array, types.int64), code
+
+
+@intrinsic
+def once(context: Any) -> Any:
+    """Compile this function once, rather than into each place that calls it."""
+
+    def code(context: Any, builder: Any, _: Any, __: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), code

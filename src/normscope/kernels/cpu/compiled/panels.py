@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from normscope.kernels.cpu.compiled.activations import activated, through
-from normscope.kernels.cpu.compiled.lanes import LANES, lanes, put, stream, touch
-from normscope.kernels.cpu.compiled.machine import LINE, inlined, jit
+from normscope.kernels.cpu.compiled.activations import activated, inverse, through
+from normscope.kernels.cpu.compiled.lanes import LANES, lanes, once, put, stream, touch
+from normscope.kernels.cpu.compiled.machine import inlined, jit
 
 ROWS = 64  # rows whose sums are kept in float32
 TILE = 8192  # bytes of a tile
@@ -26,11 +26,9 @@ NONE = np.float32(0)
 
 
 @inlined
-def _touched(x: Any, index: int, size: int) -> None:
-    """Fetch the lanes at `index`, or what lies before the end of `x`."""
-    index = min(index, len(x) - LANES)
-    for at in range(0, LANES, LINE // size):
-        touch(x, index + at)
+def _touched(x: Any, index: int) -> None:
+    """Fetch the lanes at `index`, or the last ones of `x`."""
+    touch(x, min(index, len(x) - LANES))
 
 
 @jit
@@ -39,6 +37,7 @@ def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, par
 
     The pivot is near the mean: of other rows of the panel, so that no sum is much larger than the spread.
     """
+    once()
     width = len(pivot)
     tile = max(1, TILE // (width * size))
     for first in range(0, rows, ROWS):
@@ -52,7 +51,7 @@ def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, par
                 there = here + count * width + i * count
                 p, a, b = lanes(pivot, i), lanes(part, i), lanes(square, i)
                 for r in range(count):
-                    _touched(x, there + r * LANES, size)
+                    _touched(x, there + r * LANES)
                     d = lanes(x, here + r * width + i) - p
                     a += d
                     b += d * d
@@ -68,9 +67,12 @@ def sums(
     x: Any, dy: Any, more: Any, dr: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, ones: Any,
     products: Any, part: Any, product: Any, activation: int, kept: int, size: int,
 ) -> None:  # fmt: skip
-    """Σ dz and Σ dz·(x − high) of each column, added to `ones` and `products`; with `kept`, dz written to `dr`."""
+    """Σ dz and Σ dz·(x − high) of each column, added to `ones` and `products`; with `kept` 1 or 2, dz written to `dr`.
+
+    With `kept` −1, `x` holds the output, the input of f is told from it, and Σ dz·(that − high) is added.
+    """
     width = len(high)
-    tile = max(1, TILE // ((3 if kept else 2) * width * size))
+    tile = max(1, TILE // ((3 if kept > 0 else 2) * width * size))
     for first in range(0, rows, ROWS):
         part[:] = NONE
         product[:] = NONE
@@ -83,20 +85,23 @@ def sums(
                 h, a, b = lanes(high, i), lanes(part, i), lanes(product, i)
                 g, s = lanes(scale, i), lanes(shift, i)
                 for r in range(count):
-                    _touched(x, there + r * LANES, size)
-                    _touched(dy, there + r * LANES, size)
+                    _touched(x, there + r * LANES)
+                    _touched(dy, there + r * LANES)
                     place = here + r * width + i
-                    d = lanes(x, place) - h
+                    u = lanes(x, place)
+                    if kept < 0:
+                        u = inverse(activation, u)
+                    d = u - h
                     dz = lanes(dy, place)
-                    if kept:
-                        _touched(more, there + r * LANES, size)
+                    if kept > 0:
+                        _touched(more, there + r * LANES)
                         z = lanes(more, place)
                         if kept == 2:
                             z += d * g + s
                         dz = through(activation, z, dz)
                         put(dr, place, dz)
                     elif activation:
-                        dz = through(activation, d * g + s, dz)
+                        dz = through(activation, u if kept else d * g + s, dz)
                     a += dz
                     b += dz * d
                 put(part, i, a)
@@ -128,17 +133,20 @@ def write(
 @jit
 def write_back(
     x: Any, dy: Any, dx: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
-    activation: int, past: bool,
+    activation: int, restored: bool, past: bool,
 ) -> None:  # fmt: skip
-    """Write dx = scale·dz + toward·(x − high) + offset, where dz = f′·dy."""
+    """Write dx = scale·dz + toward·(x − high) + offset, where dz = f′·dy; `restored` as `kept` −1 in `sums`."""
     width = len(high)
     for here in range(at, at + rows * width, width):
         for i in range(0, width, LANES):
-            d = lanes(x, here + i) - lanes(high, i)
+            u = lanes(x, here + i)
+            if restored:
+                u = inverse(activation, u)
+            d = u - lanes(high, i)
             g = lanes(scale, i)
             dz = lanes(dy, here + i)
             if activation:
-                dz = through(activation, d * g + lanes(shift, i), dz)
+                dz = through(activation, u if restored else d * g + lanes(shift, i), dz)
             value = g * dz + (lanes(toward, i) * d + lanes(offset, i))
             if past:
                 stream(dx, here + i, value)
@@ -153,3 +161,9 @@ def coefficients(mean: float, var: float, eps: float, g: float, b: float) -> Any
     high = np.float32(mean)
     low = mean - high
     return high, low, rstd, np.float32(g * rstd), np.float32(b - low * g * rstd)
+
+
+@jit
+def unscaled(scale: float, restored: bool) -> float:
+    """What turns Σ dz·(that − high) of the restored input of f into Σ dz·(x − high): 1/scale."""
+    return 1.0 / scale if restored else 1.0

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from normscope.kernels.cpu.compiled.activations import activated, through
+from normscope.kernels.cpu.compiled.activations import activated, inverse, through
 from normscope.kernels.cpu.compiled.lanes import (
     LANES,
     lanes,
+    once,
     put,
     put_some,
     some,
@@ -29,7 +30,7 @@ from normscope.kernels.cpu.compiled.lanes import (
 )
 from normscope.kernels.cpu.compiled.machine import LINE, inlined, jit, kernel, merge, take
 from normscope.kernels.cpu.compiled.operands import unpacked, words
-from normscope.kernels.cpu.compiled.panels import coefficients
+from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 BLOCK = 4096  # numbers whose sums are kept in float32
 FEW = 1024  # numbers whose mean the others are measured from
@@ -37,16 +38,10 @@ OFTEN = 16384  # numbers after which they are measured from a newer mean
 NONE = np.float32(0)
 
 
-@inlined
-def _touched(x: Any, index: int, size: int) -> None:
-    """Fetch the lanes at `index`, or what lies before the end of `x`."""
-    for at in range(0, LANES, LINE // size):
-        touch(x, min(index + at, len(x) - 1))
-
-
 @jit
-def _look(x: Any, at: int, length: int, pivot: Any, ahead: int, size: int) -> Any:
+def _look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
     """Σd and Σd² of a run, where d = x − pivot; what lies `ahead` is fetched."""
+    once()
     ones, squares = 0.0, 0.0
     for first in range(at, at + length, BLOCK):
         last = min(first + BLOCK, at + length)
@@ -54,13 +49,11 @@ def _look(x: Any, at: int, length: int, pivot: Any, ahead: int, size: int) -> An
         whole = first + (last - first) // LANES * LANES
         for i in range(first, whole, LANES):
             if ahead:
-                _touched(x, i + ahead, size)
+                touch(x, min(i + ahead, len(x) - LANES))
             d = lanes(x, i) - pivot
             a += d
             b += d * d
         if whole < last:
-            if ahead:
-                _touched(x, whole + ahead, size)
             which = within(0, last - whole)
             d = where(which, some(x, whole, which) - pivot, NONE)
             a += d
@@ -71,20 +64,18 @@ def _look(x: Any, at: int, length: int, pivot: Any, ahead: int, size: int) -> An
 
 
 @jit
-def _measure(
-    x: Any, base: int, stride: int, runs: int, length: int, count: int, found: Any, ahead: int, size: int
-) -> None:
+def _measure(x: Any, base: int, stride: int, runs: int, length: int, count: int, found: Any, ahead: int) -> None:
     """(count, mean, M2) of `count` statistics of so many runs, which lie side by side, into `found`."""
     few = min(length, FEW)
     found[:] = 0.0
     for k in range(count):
-        ones, _ = _look(x, base + k * length, few, NONE, 0, size)
+        ones, _ = _look(x, base + k * length, few, NONE, 0)
         found[3, k] = ones / few  # what the others are measured from
     held = 0
     for r in range(runs):
         held += length
         for k in range(count):
-            ones, squares = _look(x, base + r * stride + k * length, length, np.float32(found[3, k]), ahead, size)
+            ones, squares = _look(x, base + r * stride + k * length, length, np.float32(found[3, k]), ahead)
             found[4, k] += ones
             found[5, k] += squares
         if held >= OFTEN or r == runs - 1:
@@ -155,7 +146,7 @@ def forward(half: bool, activation: int, added: int) -> Any:
             count = min(together, statistics - first)
             if not given:
                 ahead = stride if batch and length <= BLOCK else 0
-                _measure(o.x, first * length, stride, runs, length, count, found, ahead, size)
+                _measure(o.x, first * length, stride, runs, length, count, found, ahead)
                 for k in range(count):
                     o.mean[first + k], o.var[first + k] = found[1, k], found[2, k] / found[0, k]
             for r in range(runs):
@@ -184,25 +175,28 @@ def _gradient(
     activation: int,
     kept: int,
 ) -> Any:
-    """X − high and dz."""
-    d = (some(x, i, which) if part else lanes(x, i)) - high
+    """Return x − high and dz; with `kept` −1, x is told from the output that it holds, as in `panels.sums`."""
+    u = some(x, i, which) if part else lanes(x, i)
+    if kept < 0:
+        u = inverse(activation, u)
+    d = u - high
     dz = some(dy, i, which) if part else lanes(dy, i)
-    if kept:
+    if kept > 0:
         z = some(more, i, which) if part else lanes(more, i)
         if kept == 2:
             z += d * scale + shift
         dz = through(activation, z, dz)
     elif activation:
-        dz = through(activation, d * scale + shift, dz)
+        dz = through(activation, u if kept else d * scale + shift, dz)
     return d, dz
 
 
 @jit
 def _sums(
     x: Any, dy: Any, more: Any, dr: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int,
-    kept: int, ahead: int, size: int,
+    kept: int, ahead: int,
 ) -> Any:  # fmt: skip
-    """Σ dz and Σ dz·(x − high) of a run; with `kept`, dz written to `dr`."""
+    """Σ dz and Σ dz·(x − high) of a run; with `kept` 1 or 2, dz written to `dr`."""
     ones, products = 0.0, 0.0
     nothing = within(0, 0)
     for first in range(at, at + length, BLOCK):
@@ -211,22 +205,19 @@ def _sums(
         whole = first + (last - first) // LANES * LANES
         for i in range(first, whole, LANES):
             if ahead:
-                _touched(x, i + ahead, size)
-                _touched(dy, i + ahead, size)
-                if kept:
-                    _touched(more, i + ahead, size)
+                touch(x, min(i + ahead, len(x) - LANES))
+                touch(dy, min(i + ahead, len(x) - LANES))
+                if kept > 0:
+                    touch(more, min(i + ahead, len(x) - LANES))
             d, dz = _gradient(x, dy, more, i, nothing, False, high, scale, shift, activation, kept)
-            if kept:
+            if kept > 0:
                 put(dr, i, dz)
             a += dz
             b += dz * d
         if whole < last:
-            if ahead:
-                _touched(x, whole + ahead, size)
-                _touched(dy, whole + ahead, size)
             which = within(0, last - whole)
             d, dz = _gradient(x, dy, more, whole, which, True, high, scale, shift, activation, kept)
-            if kept:
+            if kept > 0:
                 put_some(dr, whole, dz, which)
             a += where(which, dz, NONE)
             b += where(which, dz * d, NONE)
@@ -238,7 +229,7 @@ def _sums(
 @jit
 def _write_back(
     x: Any, dy: Any, dx: Any, at: int, length: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
-    activation: int, line: int,
+    activation: int, kept: int, line: int,
 ) -> None:  # fmt: skip
     """A run of the gradient of the input."""
     end, i = at + length, at
@@ -246,19 +237,19 @@ def _write_back(
     nothing = within(0, 0)
     if head:
         which = within(0, head)
-        d, dz = _gradient(x, dy, x, i, which, True, high, scale, shift, activation, 0)
+        d, dz = _gradient(x, dy, x, i, which, True, high, scale, shift, activation, kept)
         put_some(dx, i, scale * dz + (toward * d + offset), which)
         i += head
     whole = i + (end - i) // LANES * LANES
     for j in range(i, whole, LANES):
-        d, dz = _gradient(x, dy, x, j, nothing, False, high, scale, shift, activation, 0)
+        d, dz = _gradient(x, dy, x, j, nothing, False, high, scale, shift, activation, kept)
         if line:
             stream(dx, j, scale * dz + (toward * d + offset))
         else:
             put(dx, j, scale * dz + (toward * d + offset))
     if whole < end:
         which = within(0, end - whole)
-        d, dz = _gradient(x, dy, x, whole, which, True, high, scale, shift, activation, 0)
+        d, dz = _gradient(x, dy, x, whole, which, True, high, scale, shift, activation, kept)
         put_some(dx, whole, scale * dz + (toward * d + offset), which)
 
 
@@ -266,6 +257,7 @@ def backward(half: bool, activation: int, kept: int) -> Any:
     """The backward kernel; `kept` is what tells the slope: 0 the input alone, 1 the output, 2 the residual.
 
     With 1 and 2 the gradient of the residual is written in the first look, and read in its place in the second.
+    With −1 the input was overwritten by the output, from which it is told.
     """
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
@@ -292,10 +284,12 @@ def backward(half: bool, activation: int, kept: int) -> Any:
                         c = s if batch else s % o.groups * inner + j
                         high, low, rstd, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
                         run_ = r * o.channels + s * inner + j
+                        near = shift if kept < 0 else high
                         plain, moved = _sums(
-                            o.x, o.dy, o.more, o.dr, run_ * length, length, high, scale, shift, activation, kept,
-                            ahead, size,
+                            o.x, o.dy, o.more, o.dr, run_ * length, length, near, scale, shift, activation, kept,
+                            ahead,
                         )  # fmt: skip
+                        moved *= unscaled(scale, kept < 0)
                         o.of_bias[run_], o.of_weight[run_] = plain, (moved - low * plain) * rstd
             for s in range(first, last):
                 of_one, of_x = 0.0, 0.0
@@ -312,9 +306,11 @@ def backward(half: bool, activation: int, kept: int) -> Any:
                     for j in range(inner):
                         c = s if batch else s % o.groups * inner + j
                         high, _, _, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
+                        near, back_to_x = shift if kept < 0 else high, unscaled(scale, kept < 0)
                         _write_back(
-                            o.x, o.dr if kept else o.dy, o.y, (r * o.channels + s * inner + j) * length, length, high,
-                            scale, shift, toward, offset, 0 if kept else activation, line,
+                            o.x, o.dr if kept > 0 else o.dy, o.y, (r * o.channels + s * inner + j) * length, length,
+                            near, scale, shift, np.float32(toward * back_to_x), offset, 0 if kept > 0 else activation,
+                            min(kept, 0), line,
                         )  # fmt: skip
 
     return kernel(run)

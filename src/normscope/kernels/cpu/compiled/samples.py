@@ -14,7 +14,7 @@ import numpy as np
 from normscope.kernels.cpu.compiled import folded
 from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, take
 from normscope.kernels.cpu.compiled.operands import unpacked, words
-from normscope.kernels.cpu.compiled.panels import coefficients
+from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 PART = 32768  # numbers that are written one behind the other
 
@@ -28,21 +28,21 @@ def _settled(o: Any, n: int, found: Any, into: Any) -> None:
         for c in range(g * inner, (g + 1) * inner):
             total, mean, m2 = merge(total, mean, m2, found[0, c], found[1, c], found[2, c])
         o.mean[n * o.groups + g], o.var[n * o.groups + g] = mean, m2 / total
-    _aimed(o, n, into)
+    _aimed(o, n, into, False)
 
 
 @jit
-def _aimed(o: Any, n: int, into: Any) -> None:
+def _aimed(o: Any, n: int, into: Any, restored: bool) -> None:
     """The coefficients of the forward pass by channel."""
     inner = o.channels // o.groups
     for c in range(o.channels):
         g = n * o.groups + c // inner
         high, _, _, scale, shift = coefficients(o.mean[g], o.var[g], o.eps, o.weight[c], o.bias[c])
-        into[0, c], into[1, c], into[2, c] = high, scale, shift
+        into[0, c], into[1, c], into[2, c] = shift if restored else high, scale, shift
 
 
 @jit
-def _settled_back(o: Any, n: int, found: Any, into: Any) -> None:
+def _settled_back(o: Any, n: int, found: Any, into: Any, restored: bool) -> None:
     """The gradients of the affine part of sample n, and the coefficients of the backward pass."""
     inner = o.channels // o.groups
     size = o.positions * inner
@@ -51,12 +51,12 @@ def _settled_back(o: Any, n: int, found: Any, into: Any) -> None:
         _, low, rstd, _, _ = coefficients(o.mean[s], o.var[s], o.eps, 1.0, 0.0)
         of_one, of_x = 0.0, 0.0
         for c in range(g * inner, (g + 1) * inner):
-            moved = (found[1, c] - low * found[0, c]) * rstd
+            moved = (found[1, c] * unscaled(into[1, c], restored) - low * found[0, c]) * rstd
             o.of_bias[n * o.channels + c], o.of_weight[n * o.channels + c] = found[0, c], moved
             of_one += o.weight[c] * found[0, c]
             of_x += o.weight[c] * moved
         for c in range(g * inner, (g + 1) * inner):
-            into[3, c] = np.float32(-rstd * rstd * of_x / size)
+            into[3, c] = np.float32(-rstd * rstd * of_x / size * unscaled(into[1, c], restored))
             into[4, c] = np.float32((-rstd * of_one + rstd * rstd * low * of_x) / size)
 
 
@@ -102,16 +102,16 @@ def backward(half: bool, activation: int, kept: int) -> Any:
             if n >= o.tasks:
                 break
             found[:] = 0.0
-            _aimed(o, n, into)
+            _aimed(o, n, into, kept < 0)
             folded.tile(place, into, o.channels)
             folded.add(
                 o.x, o.dy, o.more, o.dr, n * o.positions, o.positions, o.channels, found, place, activation, kept, size
             )  # fmt: skip
-            _settled_back(o, n, found, into)
+            _settled_back(o, n, found, into, kept < 0)
             folded.tile(place, into, o.channels)
-            dz, kind = o.dr if kept else o.dy, 0 if kept else activation
+            dz, kind = o.dr if kept > 0 else o.dy, 0 if kept > 0 else activation
             for k in range(parts - 1, -1, -1):
                 first, rows = n * o.positions + k * part, min(part, o.positions - k * part)
-                folded.write_back(o.x, dz, o.y, first, rows, o.channels, place, kind, past)
+                folded.write_back(o.x, dz, o.y, first, rows, o.channels, place, kind, kept < 0, past)
 
     return kernel(run)
