@@ -12,7 +12,7 @@ from normscope.anatomy.batch import Probe
 from normscope.diagnose.counterfactual import Experiment, explains, tried
 from normscope.diagnose.engine import diagnose, rule, rules
 from normscope.diagnose.removals import REMOVALS, standardize
-from normscope.diagnose.scene import clusters, sgd
+from normscope.diagnose.scene import Scene, clusters, sgd
 from normscope.diagnose.symptoms import SYMPTOMS
 from normscope.terms.finding import Diagnosis, Evidence, Finding, Prescription, Removal
 from normscope.watch.session import watch
@@ -198,3 +198,20 @@ def test_a_prescription_that_is_not_to_be_carried_out_costs_nothing():
     words = Prescription("", words="only words")
     broken = Prescription("insert_norm", ("nowhere",), words="elsewhere")
     assert Experiment(tanh(2.0), Probe.of(batch())).effect(finding("NS202", words, broken), "saturated") == {}
+
+
+def test_a_finding_says_that_steps_could_not_be_tried_and_what_is_missing(tmp_path):
+    built = []
+    scene = Scene(lambda: built.append(tanh(32**-0.5)) or built[-1], optimizer=sgd(3.0))
+    record, model = scene.record(tmp_path), built[0]
+    optimizer = torch.optim.SGD(model.parameters(), 3.0)
+    told = diagnose(record, model=model, probe=batch(), optimizer=optimizer, select="rate_too_high")
+    assert told[0].message.endswith(
+        " Steps of other sizes were not tried, for the loss is not known here: "
+        "`normscope.diagnose(…, loss_fn=…)` tries them."
+    )
+    both = diagnose(record, model=model, probe=batch(), loss_fn=F.cross_entropy, select="rate_too_high")
+    assert both[0].message.endswith("the optimizer is not known here: `normscope.diagnose(…, optimizer=…)` tries them.")
+    known = {"loss_fn": F.cross_entropy, "optimizer": optimizer}
+    assert "were not tried" not in diagnose(record, model=model, probe=batch(), select="NS210", **known)[0].message
+    assert "were not tried" not in diagnose(record, select="rate_too_high")[0].message  # nothing was to be tried

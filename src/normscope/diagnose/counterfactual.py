@@ -42,6 +42,7 @@ CURE = "scales"
 SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
 
+_ASKED = {"the loss": "loss_fn=…", "the optimizer": "optimizer=…"}
 _MEASURES = ("activation", "gradient", "dead", "eval_gap", "running_stat_error", "running_statistics")
 
 
@@ -79,6 +80,14 @@ class Experiment(Datum):
     optimizer: Optimizer | None = field(default=None, repr=False)
     seed: int = 0
     _looks: dict[str, Look | None] = field(default_factory=dict, repr=False)
+    _missed: set[str] = field(default_factory=set, repr=False)
+
+    def missed(self) -> str:
+        """What could not be tried since this was last asked, in a sentence; empty where everything could."""
+        told = " and ".join(sorted(self._missed, reverse=True))
+        self._missed.clear()
+        asked = f"`normscope.diagnose(…, {', '.join(_ASKED[one] for one in _ASKED if one in told)})` tries them"
+        return f" Steps of other sizes were not tried, for {told} is not known here: {asked}." if told else ""
 
     def measured(self, symptom: str, cause: str = "") -> float:
         """A symptom on the batch, as the model stands or with a cause taken out; NaN where it cannot be had.
@@ -126,10 +135,13 @@ class Experiment(Datum):
         without a loss or an optimizer.
         """
         if self.optimizer is None:
+            self._missed.add("the optimizer")
             return {}
         try:
             found = {size: self._loss_after(self.optimizer, size) for size in (0.0, *sizes)}
         except Exception:  # where it ran in training, the record tells more
+            if self.loss_fn is None:
+                self._missed.add("the loss")
             return {}
         return found if isfinite(found[0.0]) else {}
 

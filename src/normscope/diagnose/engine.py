@@ -202,16 +202,19 @@ def _examine(
     fail_on: Severity,
 ) -> Diagnosis:
     ran, findings, broken = [], [], list(faults)
+    case: Case | None = subjects.get("record")
+    experiment = case.experiment if case else None
     for one in chosen:
         if one.reads not in subjects:
             continue
         ran.append(one.code)
         try:
-            findings.extend(kept for told in one.check(subjects[one.reads]) for kept in _heard(told, silent))
+            found_here = [kept for told in one.check(subjects[one.reads]) for kept in _heard(told, silent)]
         except Exception as error:  # a rule that fails must not silence the others
             broken.append(Fault(one.code, f"{type(error).__name__}: {error}"))
-    case: Case | None = subjects.get("record")
-    experiment = case.experiment if case else None
+            continue
+        missed = experiment.missed() if experiment is not None else ""
+        findings += [replace(told, message=told.message + missed) for told in found_here]
     if experiment is not None:
         findings = tried(findings, found, experiment)
     linked = related(
