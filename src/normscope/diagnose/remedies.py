@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from math import gcd
 
 from normscope.diagnose.case import Case
 from normscope.terms.activations import activation_named
+from normscope.terms.catalog import CATALOG
 from normscope.terms.finding import Prescription
 from normscope.terms.site import Site
+from normscope.treat.fitting import fitted
 
 ENOUGH_FOR_BATCH = 16
 """Samples from which batch statistics serve (Wu & He 2018, table 2: as good at 16 images a worker as at 32)."""
@@ -144,16 +145,14 @@ def sized(typed: str, widths: Iterable[int]) -> str:
     """What one types for a norm, with the number of channels where it is the same at every place, and known.
 
     >>> sized("nn.GroupNorm(32, channels)", [48, 48]), sized("nn.LayerNorm(features)", [8, 16])
-    ('nn.GroupNorm(16, 48)', 'nn.LayerNorm(features)')
+    ('nn.GroupNorm(24, 48)', 'nn.LayerNorm(features)')
     """
     known = set(widths)
     if len(known) != 1 or not (width := known.pop()):
         return typed
-    return (
-        typed.replace("features", str(width))
-        .replace("32, channels", f"{gcd(32, width)}, {width}")
-        .replace("channels", str(width))
-    )
+    groups = fitted(CATALOG["GroupNorm"].but(groups=32), width, "channels_first").groups
+    typed = typed.replace("32, channels", f"{groups}, channels")
+    return typed.replace("features", str(width)).replace("channels", str(width))
 
 
 def replaced(kinds: Iterable[str], sites: Sequence[str], typed: str, widths: Sequence[int]) -> str:
