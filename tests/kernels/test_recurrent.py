@@ -35,7 +35,7 @@ def inputs(walk, steps=5, rows=19, hidden=24, bias=True, scale=1.0):
         torch.randn(width) if bias else None,
         1 + 0.2 * torch.randn(width),
         1 + 0.2 * torch.randn(hidden) if lstm else None,
-        torch.randn(hidden) if lstm and walk.norm == "batch" else None,
+        torch.randn(hidden) if lstm and walk.norm != "rms" else None,
         torch.cat(told, -1).double() if walk.fixed else None,
     )
 

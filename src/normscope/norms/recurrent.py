@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.norms.classes import LayerNorm
 from normscope.norms.temporal import TemporalBatchNorm
 from normscope.norms.unrolled import State, Unrolled
 from normscope.terms.errors import ModelError
@@ -52,7 +53,9 @@ class LSTM(Unrolled):
         return [*super()._places(), ("cell", self.hidden_size)]
 
     def _norm(self, width: int, device: Any, dtype: Any) -> nn.Module:
-        if width == self.hidden_size and self.norm == "batch":  # the cell's own has a bias
+        if width == self.hidden_size and self.norm != "rms":  # the cell's own has a bias
+            if self.norm == "layer":
+                return LayerNorm(width, device=device, dtype=dtype)
             return TemporalBatchNorm(width, self.max_steps, device=device, dtype=dtype)
         return super()._norm(width, device, dtype)
 

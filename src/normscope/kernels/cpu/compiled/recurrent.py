@@ -89,7 +89,6 @@ def lstm_forward(rms: bool) -> Any:
         s = unpacked(p, 4)
         h = s.hidden
         normal, reached = np.empty(4 * h, np.float32), np.empty(h, np.float32)
-        none = np.zeros(h, np.float32)
         while True:
             t = take(s.own)
             if t >= s.tasks:
@@ -104,7 +103,7 @@ def lstm_forward(rms: bool) -> Any:
                 kept(z[:h], z[h : 2 * h], z[2 * h : 3 * h], s.before[row], c)
                 _measured(c, rms, s.eps, told[2:])
                 _normal(c, told[2:], normal[:h])
-                _scaled(normal[:h], s.cell, none, reached)
+                _scaled(normal[:h], s.cell, s.cell_bias, reached)
                 squashed(reached, normal[:h])
                 times(z[3 * h :], normal[:h], s.out[row])
 
@@ -119,7 +118,6 @@ def lstm_backward(rms: bool) -> Any:
         h = s.hidden
         normal, wide = np.empty(4 * h, np.float32), np.empty(4 * h, np.float32)
         of_cell, reached, dz = np.empty(h, np.float32), np.empty(h, np.float32), np.empty(h, np.float32)
-        none = np.zeros(h, np.float32)
         while True:
             t = take(s.own)
             if t >= s.tasks:
@@ -127,9 +125,10 @@ def lstm_backward(rms: bool) -> Any:
             for row in range(t * s.panel, min(s.rows, (t + 1) * s.panel)):
                 z, da, told = s.gates[row], s.of_given[row], s.told[4 * row : 4 * row + 4]
                 _normal(s.after[row], told[2:], of_cell)
-                _scaled(of_cell, s.cell, none, dz)
+                _scaled(of_cell, s.cell, s.cell_bias, dz)
                 squashed(dz, reached)
                 before_tanh(s.dh[row], z[3 * h :], reached, dz)
+                _added(s.of_cell_bias[t], dz)
                 _back(of_cell, dz, s.cell, s.of_cell[t], rms, told[3], s.dc[row])
                 lstm_back(
                     z[:h], z[h : 2 * h], z[2 * h : 3 * h], z[3 * h :], s.before[row], s.dh[row], s.dc[row], reached,
