@@ -107,3 +107,70 @@ def test_bad_input():
     assert "do       fuse the parts whose forward does not branch on tensors" in str(caught.value)
     with pytest.raises(DataError, match="Norms were to be fused without an example"):
         apply(nn.BatchNorm1d(2))
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that ends with its activation, as timm writes them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Dropping(nn.Module):
+    """A part that asks in which mode it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NormAct(4)
+
+    def forward(self, x):
+        return F.dropout(self.norm(x), 0.5) if self.training else self.norm(x)
+
+
+def test_a_norm_that_holds_its_activation_is_one_layer_also_in_a_part_that_stays_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4), Dropping(), nn.BatchNorm2d(4), nn.Identity(), nn.ReLU())
+    x = torch.randn(8, 3, 6, 6)
+    done = ns.fuse(model, x)
+    changed = {change.site: (change.before, change.after) for change in done.changes}
+    held = ("NormAct", "norm + silu")
+    assert changed == {"1": held, "2.norm": held, "3": ("BatchNorm2d", "norm + relu")}
+    assert done.error < 1e-5
+    for training in (True, False):
+        answers = []
+        for side in (copy.deepcopy(model).train(training), copy.deepcopy(done.model).train(training)):
+            torch.manual_seed(1)
+            answers.append(side(x))
+        torch.testing.assert_close(*answers)
+
+
+def test_code_that_asks_for_the_mode_at_the_root_is_refused():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.one, self.two = nn.BatchNorm1d(4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.norm(x).relu()
+            return self.one(x) if self.training else self.one(x) + self.two(x)
+
+    with pytest.raises(ModelError, match="one graph in training, and another in evaluation"):
+        ns.fuse(Heads(), torch.randn(8, 4))
+
+
+def test_a_graph_that_answers_otherwise_is_refused():
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = self.norm(x).relu()
+            return y if torch.is_grad_enabled() else 2 * y
+
+    with pytest.raises(ModelError, match=r"torch\.fx does not see"):
+        ns.fuse(Asking(), torch.randn(8, 4))

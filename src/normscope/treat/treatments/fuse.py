@@ -1,16 +1,19 @@
 """Fuse norms with the activation, and the residual sum, that stand behind them.
 
 A norm whose output goes to an activation alone, or to a sum of two values that goes to an activation alone, becomes one
-layer that does all of it: each fresh tensor between them is traffic to memory and back. What feeds what is read off the
-code by `torch.fx`, and the fused model is a graph of it, with the parameters and buffers of the original under their
-names.
+layer that does all of it: each fresh tensor between them is traffic to memory and back. A norm that holds its
+activation already, as timm's do, becomes one layer too. What feeds what is read off the code by `torch.fx`, and the
+fused model is a graph of it, with the parameters and buffers of the original under their names. Parts without a norm,
+and parts whose code asks in which mode they are, stay whole.
 
-It preserves the function exactly, to rounding, in training and in evaluation.
+It preserves the function exactly, to rounding, in training and in evaluation; a graph that answers otherwise than the
+model, in either mode, is refused.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from normscope.anatomy.recognize import spec_of
+from normscope.anatomy.isolate import isolated
+from normscope.anatomy.observe import is_opaque
+from normscope.anatomy.recognize import role_of, spec_of
 from normscope.norms.classes import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, RMSNorm
 from normscope.norms.module import Norm
 from normscope.terms.errors import DataError, ModelError
 from normscope.terms.spec import NormSpec
 from normscope.treat.batches import first
+from normscope.treat.fused import unlike
 from normscope.treat.measure import difference
 from normscope.treat.surgery import wear, within
 from normscope.treat.treatment import Change, Treated, Treatment, perform
@@ -40,6 +46,9 @@ _FUNCTIONS = {
     F.silu: "silu", F.gelu: "gelu",
 }  # fmt: skip
 _METHODS = {"relu": "relu", "relu_": "relu"}
+ACTIVATIONS = frozenset(_FUNCTIONS.values())
+ALIKE = 1e-3
+"""Standard deviations by which outputs may differ; rounding gives 10⁻⁶ to 10⁻⁵, more where it is amplified."""
 
 
 def fuse(model: nn.Module, example: Any, *, inplace: bool = False) -> Treated:
@@ -56,7 +65,7 @@ def fuse(model: nn.Module, example: Any, *, inplace: bool = False) -> Treated:
         original's. Norms that nothing could be fused with are skipped, with the reason.
 
     Raises:
-        ModelError: `torch.fx` cannot read the code of the model.
+        ModelError: `torch.fx` cannot read the code of the model, or reads something else in either mode.
         DataError: the example does not fit the model.
     """
     return perform(model, lambda patient: apply(patient, data=example), inplace=inplace)
@@ -79,8 +88,10 @@ def apply(model: nn.Module, sites: Sequence[str] = (), *, data: Any = None) -> T
     probe = first(data, model)
     original = copy.deepcopy(model)
     graph = _read(model)
+    _skip_identities(graph)
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
-    changes, skipped = [], []
+    ending = [path for path, norm in graph.named_modules() if norm in chosen and _holds_activation(norm)]
+    changes, skipped = [_replaced(graph, path) for path in ending], []
     for node in calls:
         path = str(node.target)
         norm = graph.get_submodule(path)
@@ -99,27 +110,92 @@ def apply(model: nn.Module, sites: Sequence[str] = (), *, data: Any = None) -> T
     graph.recompile()
     graph.train(model.training)
     error = max(_apart(original, graph, probe, training) for training in (True, False))
+    if not error <= ALIKE:
+        raise ModelError(
+            f"{type(model).__name__} was to be made a graph with fused norms.",
+            found=f"outputs that differ by {error:.3g} standard deviations from the model's, in one of the two modes",
+            because="the model's code does something that torch.fx does not see",
+            do="fuse the parts that hold norms, one by one",
+        )
     return Treated(graph, tuple(changes), "exact", error, tuple(skipped))
 
 
 class _Tracer(fx.Tracer):
-    """Norms stay whole, whatever library they come from."""
+    """Keeps whole what has no norm to fuse inside, and what asks in which mode it is: a graph holds one answer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Asked beforehand: while fx traces, reading a module's weight is taken for a part of the graph.
+        self._whole = {part for part in model.modules() if is_opaque(part) or not _holds_norm(part) or _asks_mode(part)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As torch's tracer, and our layers."""
-        return isinstance(m, Norm) or super().is_leaf_module(m, module_qualified_name)
+        """As torch's tracer, and those."""
+        return m in self._whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _holds_norm(module: nn.Module) -> bool:
+    return any(role_of(part) == "norm" for part in module.modules())
+
+
+def _asks_mode(module: nn.Module) -> bool:
+    try:
+        return "self.training" in inspect.getsource(type(module).forward)
+    except (OSError, TypeError):  # typed in by hand, or compiled
+        return False
 
 
 def _read(model: nn.Module) -> fx.GraphModule:
+    name = type(model).__name__
     try:
-        return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        with isolated(model, training=False):
+            other = str(_Tracer(model).trace(model))
+        with isolated(model, training=True):
+            graph = _Tracer(model).trace(model)
+        made = fx.GraphModule(model, graph, name)
     except Exception as error:  # whatever the model's code does with a symbol
         raise ModelError(
-            f"{type(model).__name__} was to be read by torch.fx.",
+            f"{name} was to be read by torch.fx.",
             found=f"{type(error).__name__}: {error}".splitlines()[0],
             because="which value feeds which is read off the code, and this code looks at values",
             do="fuse the parts whose forward does not branch on tensors",
         ) from error
+    if str(graph) != other:
+        raise ModelError(
+            f"{name} was to be read by torch.fx.",
+            found="one graph in training, and another in evaluation",
+            because="its code asks in which mode it is, and a graph holds one answer",
+            do="fuse the parts whose forward does not ask",
+        )
+    return made
+
+
+def _skip_identities(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+            part = graph.get_submodule(str(node.target))
+            if type(part) is nn.Identity and not (part._forward_hooks or part._forward_pre_hooks):
+                node.replace_all_uses_with(node.args[0])
+                graph.graph.erase_node(node)
+
+
+def _holds_activation(norm: nn.Module) -> bool:
+    """Whether `norm` is one of another library that ends with an activation of its own, and nothing else."""
+    spec = spec_of(norm) if not isinstance(norm, Norm) and next(norm.children(), None) is not None else None
+    return (
+        spec is not None
+        and spec.activation in ACTIVATIONS
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and unlike(norm, spec) is None
+    )
+
+
+def _replaced(graph: fx.GraphModule, path: str) -> Change:
+    """A norm that holds its activation becomes one layer with both."""
+    old, spec = graph.get_submodule(path), spec_of(graph.get_submodule(path))
+    assert spec is not None
+    owner, _, name = path.rpartition(".")
+    setattr(graph.get_submodule(owner), name, _layer(old, spec))
+    return Change(path, type(old).__name__, f"norm + {spec.activation}")
 
 
 def _why_not(norm: nn.Module, calls: Sequence[fx.Node]) -> str | None:
