@@ -34,6 +34,7 @@ if "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 import torch
+import torch._functorch.config
 
 import normscope as ns
 from problems import OVER, Case, Sizes, cases, lines_of
@@ -183,6 +184,7 @@ def measured(case: Case, compiled: bool, clock: Clock | Rehearsal, device: str) 
     functions |= {"aten": case.by_torch} | ({"liger": there} if (there := liger(case)) else {})
     if compiled:
         torch._dynamo.reset()
+        torch._functorch.config.donated_buffer = False  # the backward pass is measured many times
         functions["compile"] = torch.compile(case.by_torch, backend="inductor" if device == "cuda" else "eager")
     leaves = case.operands(device)
     wanted = [leaf for leaf in leaves if leaf is not None]

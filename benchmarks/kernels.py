@@ -10,10 +10,11 @@ The heap is reused unless `--fresh` (then the default allocator returns large te
 costs page faults; the largest tensors alone, since only they feel it). torch.compile takes ten seconds to compile a
 case, so it stands in few rows.
 
-    python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--missing] [--seconds 75] [--out FOLDER]
+    python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--missing] [--seconds 75] [--warm] [--out FOLDER]
 
-Rows are added to what the folder holds, and replaced where they are there, so that short calls add up. Afterwards
-`python benchmarks/fit_costs.py` writes the table by which dispatch chooses, and `--write` this page by that choice.
+Rows are added to what the folder holds, and replaced where they are there, so that short calls add up; `--warm` before
+the first has all kernels compiled (minutes). Afterwards `python benchmarks/fit_costs.py` writes the table by which
+dispatch chooses, and `--write` this page by that choice.
 """
 
 from __future__ import annotations
@@ -102,8 +103,19 @@ def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
                 runs[name]()
             if turn > 1:  # the first turns compile, and fetch the heap
                 spent[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
-    told = {name: (statistics.median(values), min(values), max(values)) for name, values in spent.items()}
+    told = {name: (statistics.median(values), min(values), max(values)) for name, values in spent.items() if values}
     return {"case": case} | {name: [float(f"{value:.4g}") for value in three] for name, three in told.items()} | row
+
+
+def warm(compiled: bool) -> None:
+    """Have everything compiled that will be measured: kernels do not depend on the size, torch.compile's code does."""
+    seen = set()
+    for case in sorted(every(), key=lambda case: case.elements):
+        kind = (case.norm, *case[1:3], case.dtype, case.memory)
+        if kind not in seen or (compiled and is_compiled(case)):
+            measured(case, compiled and is_compiled(case), rounds=-1)
+            print(case.name, flush=True)
+        seen.add(kind)
 
 
 def kept(function: Callable[..., torch.Tensor], leaves: list[Any]) -> float:
@@ -202,12 +214,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so long")
     parser.add_argument("--missing", action="store_true", help="only rows that the folder does not hold yet")
+    parser.add_argument("--warm", action="store_true", help="measure nothing, only have everything compiled")
     parser.add_argument("--write", action="store_true", help="measure nothing, only write the page")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     if not options.fresh and any(os.environ.get(name) != value for name, value in HEAP.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HEAP})
     torch.set_num_threads(options.threads)
+    if options.warm:
+        warm(options.compile)
+        return
     stem = "kernels-cpu-fresh" if options.fresh else "kernels-cpu"
     path = options.out / f"{stem}.json"
     held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}

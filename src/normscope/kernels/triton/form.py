@@ -87,6 +87,20 @@ def power(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
+def hint(size: int) -> int:
+    """The power of two that divides a size, up to 8, for the compiler; 1 where 16 does, which it sees by itself."""
+    return 1 if size % 16 == 0 else size & -size
+
+
+def tiled(form: Form) -> dict[str, int]:
+    """The tile of a kernel, the warps that hold it, and what the sizes along memory are multiples of."""
+    across, along = form.block
+    last = form.strides[1] == 1 and form.strides[2] != 1
+    width = form.channels if form.batch else form.inner
+    aligned = {"AJ": hint(width) if last else 1, "AP": 1 if last else hint(form.positions)}
+    return {"BJ": across, "BP": along, **aligned, "num_warps": warps(across * along)}
+
+
 def warps(numbers: int) -> int:
     """Warps for a program that holds so many numbers at once: sixteen numbers a thread."""
     return min(16, max(1, power(numbers) // 512))

@@ -20,7 +20,7 @@ from normscope.kernels.triton.form import (
     on,
     refuses,
     room,
-    warps,
+    tiled,
 )
 
 _MANY = 128  # programs that fill a GPU, or nearly
@@ -81,7 +81,7 @@ def _sizes(problem: Problem, shape: Form) -> tuple[int | float, ...]:
 def _tile(shape: Form) -> dict[str, Any]:
     across, along = shape.block
     one = shape.inner <= across and shape.positions <= along
-    return {"BJ": across, "BP": along, "ONE": one, "num_warps": warps(across * along)}
+    return {**tiled(shape), "ONE": one}
 
 
 OFFERS = (Offer("triton", "groups", _supports, forward=_forward, backward=_backward),)

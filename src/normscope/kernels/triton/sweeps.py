@@ -20,8 +20,8 @@ from normscope.kernels.triton.form import (
     on,
     power,
     room,
+    tiled,
     told,
-    warps,
 )
 
 _TOGETHER = 64  # channels that a program of the merge looks at together
@@ -58,7 +58,7 @@ def forward(problem: Problem, form: Form, operands: Operands) -> Made:
         grid = (form.samples * form.tiles, _cut(form).columns)
         kernels.mapped[grid](
             x, y, operands.residual, flat(operands.weight), flat(operands.bias), *told(operands, mean, var),
-            *_sizes(form), *_where(problem, form), KIND=problem.spec.activation, **_tile(form),
+            *_sizes(form), *_where(problem, form), KIND=problem.spec.activation, **tiled(form),
         )  # fmt: skip
     return Made(y.to(x.dtype), mean, var)
 
@@ -90,7 +90,7 @@ def moments(form: Form, x: Tensor) -> Tensor:
     found = torch.empty(3, cut.chunks, form.channels, dtype=torch.float64, device=x.device)
     with on(x):
         loops("channels").moments[cut.chunks, cut.columns](
-            x, found, *_sizes(form), *cut[:3], found.stride(0), **_tile(form)
+            x, found, *_sizes(form), *cut[:3], found.stride(0), **tiled(form)
         )
     return found
 
@@ -137,7 +137,7 @@ def _more(problem: Problem, form: Form, operands: Operands, y: Tensor | None) ->
     """What was kept beside the input, and the words of the kernels that read it."""
     kept = problem.keeps
     more = y if kept == "y" else operands.residual if kept else None
-    return more, {"KIND": problem.spec.activation, "KEPT": kept, **_tile(form)}
+    return more, {"KIND": problem.spec.activation, "KEPT": kept, **tiled(form)}
 
 
 def _sizes(form: Form) -> tuple[int, ...]:
@@ -148,11 +148,6 @@ def _where(problem: Problem, form: Form) -> tuple[int | float, ...]:
     """Which statistic is whose, eps, and what is added to the weight."""
     of_sample = 0 if form.batch else form.groups
     return form.inner, of_sample, guard(problem.spec), problem.spec.weight_offset
-
-
-def _tile(form: Form) -> dict[str, int]:
-    across, along = form.block
-    return {"BJ": across, "BP": along, "num_warps": warps(across * along)}
 
 
 def _settlers(form: Form) -> tuple[int, int]:

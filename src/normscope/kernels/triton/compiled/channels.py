@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normscope.kernels.triton.compiled.parts import activated, centre, gain, scale, shift, slopes
+from normscope.kernels.triton.compiled.parts import activated, centre, gain, hinted, scale, shift, slopes
 
 
 @triton.jit
@@ -36,9 +36,10 @@ def _statistic(item, tiles, j, C, inner, of_sample):
 @triton.jit
 def moments(
     x, found, C, P, sn, sc, sp, tiles, items, chunk, splits, plane,
-    BJ: tl.constexpr, BP: tl.constexpr,
+    BJ: tl.constexpr, BP: tl.constexpr, AJ: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
     """Count, mean and M2 of each channel in each chunk, float64, one plane of (chunks, C) each."""
+    C, P, sn, sc, sp = hinted(C, P, sn, sc, sp, AJ, AP)
     k = tl.program_id(0)
     first = (k // splits) * items + (k % splits) * chunk
     last = tl.minimum(first + chunk, (k // splits + 1) * items)
@@ -122,9 +123,10 @@ def settled(found, mean, var, C, groups, inner, splits, plane, BK: tl.constexpr,
 @triton.jit
 def mapped(
     x, y, residual, weight, bias, mean, var, C, P, sn, sc, sp, tiles, inner, of_sample, eps, offset,
-    KIND: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr,
+    KIND: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, AJ: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
     """f(g · (x − μ)/σ + b + r), tile by tile."""
+    C, P, sn, sc, sp = hinted(C, P, sn, sc, sp, AJ, AP)
     item = tl.program_id(0)
     at, inside, _ = _tile(item, tiles, C, P, sn, sc, sp, BJ, BP)
     j = tl.program_id(1) * BJ + tl.arange(0, BJ)
@@ -143,8 +145,10 @@ def mapped(
 def sums(
     x, dy, more, weight, bias, mean, var, found, C, P, sn, sc, sp, tiles, items, chunk, splits, plane, inner,
     of_sample, eps, offset, KIND: tl.constexpr, KEPT: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr,
+    AJ: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
     """The gradients of weight and bias that each chunk of each channel gives: two planes of (chunks, C), float64."""
+    C, P, sn, sc, sp = hinted(C, P, sn, sc, sp, AJ, AP)
     k = tl.program_id(0)
     first = (k // splits) * items + (k % splits) * chunk
     last = tl.minimum(first + chunk, (k // splits + 1) * items)
@@ -192,9 +196,11 @@ def settled_back(
 @triton.jit
 def mapped_back(
     x, dy, more, weight, bias, mean, var, of_scale, of_centre, dx, dr, C, P, sn, sc, sp, tiles, inner, of_sample, eps,
-    offset, KIND: tl.constexpr, KEPT: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr,
+    offset, KIND: tl.constexpr, KEPT: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, AJ: tl.constexpr,
+    AP: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input, and of the residual where there was one; `of_scale` None: statistics were given."""
+    C, P, sn, sc, sp = hinted(C, P, sn, sc, sp, AJ, AP)
     item = tl.program_id(0)
     at, inside, _ = _tile(item, tiles, C, P, sn, sc, sp, BJ, BP)
     j = tl.program_id(1) * BJ + tl.arange(0, BJ)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normscope.kernels.triton.compiled.parts import activated, centre, gain, scale, shift, slopes
+from normscope.kernels.triton.compiled.parts import activated, centre, gain, hinted, scale, shift, slopes
 
 
 @triton.jit
@@ -36,9 +36,10 @@ def _sum(v):
 @triton.jit
 def forward(
     x, y, residual, weight, bias, mean, var, P, sn, sc, sp, groups, inner, eps, offset,
-    KIND: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
+    KIND: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, AJ: tl.constexpr, AP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """f(g · (x − μ)/σ + b + r), and μ and σ² of the group."""
+    inner, P, sn, sc, sp = hinted(inner, P, sn, sc, sp, AJ, AP)
     s = tl.program_id(0)
     base = _base(groups, inner, sn, sc)
     first = (s % groups) * inner
@@ -117,9 +118,11 @@ def _read(
 @triton.jit
 def backward(
     x, dy, more, weight, bias, mean, var, dx, dr, of_weight, of_bias, P, sn, sc, sp, groups, inner, eps, offset,
-    KIND: tl.constexpr, KEPT: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
+    KIND: tl.constexpr, KEPT: tl.constexpr, BJ: tl.constexpr, BP: tl.constexpr, AJ: tl.constexpr, AP: tl.constexpr,
+    ONE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of input and residual; those of weight and bias that each sample gives, (N, C) each, float32."""
+    inner, P, sn, sc, sp = hinted(inner, P, sn, sc, sp, AJ, AP)
     s = tl.program_id(0)
     base = _base(groups, inner, sn, sc)
     first = (s % groups) * inner
