@@ -100,6 +100,12 @@ CALLS = {
     ),
     # sequences
     "a sequence of other features": (lambda: ns.nn.TemporalBatchNorm(3)(x(4, 2, 5)), r"pass \(T, N, 3\)"),
+    "a mask the other way": (
+        lambda: ns.nn.TemporalBatchNorm(3)(x(4, 2, 3), torch.ones(2, 4, dtype=torch.bool)), r"mask of shape \(4, 2\)"
+    ),
+    "lengths beyond the steps": (
+        lambda: ns.nn.TemporalBatchNorm(3)(x(4, 2, 3), torch.tensor([5, 2])), "whole numbers from 0 to 4"
+    ),
     "one sequence": (lambda: ns.nn.LSTM(3, 4, norm="batch")(x(3, 1, 3)), "train on two sequences or more"),
     "one sequence alone": (lambda: ns.nn.TemporalBatchNorm(6)(x(3, 1, 6)), "train on two sequences or more"),
     "LSTM: one state": (lambda: ns.nn.LSTM(3, 4)(x(2, 2, 3), x(1, 2, 4)), r"pass 2 of shape \(1, 2, 4\)"),

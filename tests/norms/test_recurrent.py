@@ -160,6 +160,9 @@ def test_temporal_batch_norm_is_batch_norm_of_each_step():
     wanted = torch.stack([0.1 * step(x_t) for step, x_t in zip(limited, x)])
     torch.testing.assert_close(layer(x), wanted)
     torch.testing.assert_close(twin.at(x[5], 5), wanted[5])
+    lengths = torch.tensor([6, 2, 4, 1])
+    mask = torch.arange(6)[:, None] < lengths
+    torch.testing.assert_close(layer(x, lengths), layer(x, mask))
     first = ns.nn.TemporalBatchNorm(3, max_steps=4, batch_first=True, dtype=F64)
     torch.testing.assert_close(first(x.transpose(0, 1)), y.transpose(0, 1))
 

@@ -74,7 +74,7 @@ class TemporalBatchNorm(nn.Module):
             self.register_buffer(name, values, persistent=name != "num_batches_skipped")
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized sequence; mask (T, N), or (N, T) with `batch_first`: True steps are counted."""
+        """The normalized sequence; mask (T, N), or (N, T) with `batch_first`, True where counted; or lengths (N,)."""
         if isinstance(input, Proxy):
             return leaf(self, input, mask)
         expect_floats(self, input)
@@ -85,8 +85,16 @@ class TemporalBatchNorm(nn.Module):
                 because="it normalizes each time step of (T, N, C)",
                 do=f"pass ({'N, T' if self.batch_first else 'T, N'}, {self.channels})",
             )
+        if isinstance(mask, Tensor) and mask.ndim != 1 and mask.shape != input.shape[:2]:
+            raise ShapeError(
+                "TemporalBatchNorm was given a mask that does not fit its input.",
+                found={"mask": tuple(mask.shape), "input": tuple(input.shape), "batch_first": self.batch_first},
+                because="a mask says of every step of every sequence whether it counts",
+                do=f"pass a boolean mask of shape {tuple(input.shape[:2])}, or the lengths of the sequences",
+            )
         if not self.batch_first:
-            input, mask = input.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+            input = input.transpose(0, 1)
+            mask = mask.transpose(0, 1) if isinstance(mask, Tensor) and mask.ndim == 2 else mask
         self._check_batch(input)
         used = self._of_batch(input, mask) if self.training else self._of_past(input.shape[1])
         sigma = root(used.var, self._sequence)
