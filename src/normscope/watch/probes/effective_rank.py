@@ -1,7 +1,8 @@
 """How many directions the activations of the fixed batch span: in deep networks without norms they fall to one.
 
-Daneshmand et al. 2020, "Batch Normalization Provably Avoids Rank Collapse for Randomly Initialised Deep Networks",
-section 2: with M = HᵀH / N of the hidden representation H (N samples by d units), rank(H) ≥ tr(M)² / ‖M‖².
+Daneshmand et al. 2020, "Batch Normalization Provably Avoids Rank Collapse for Randomly Initialised Deep Networks": with
+M = HᵀH / N of the hidden representation H (N samples by d units), rank(H) ≥ tr(M)² / ‖M‖², by Cauchy and Schwarz over
+the eigenvalues of M; equal where all that are not zero are alike.
 """
 
 from __future__ import annotations

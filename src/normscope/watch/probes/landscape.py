@@ -1,7 +1,8 @@
 """How smooth the loss is along its gradient, as far as steps of this training reach.
 
 Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?", section 3.2 and figure 4: the variation of the
-loss, the predictiveness of the gradient and the effective β-smoothness along the direction of the gradient.
+loss, the predictiveness of the gradient and the effective β-smoothness along the direction of the gradient. f is
+β-smooth where ‖∇f(x) − ∇f(y)‖ ≤ β ‖x − y‖ (section 3.1); the effective β is the least that holds along that line.
 """
 
 from __future__ import annotations
