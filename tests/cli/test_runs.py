@@ -15,6 +15,7 @@ from normscope.record.reader import Record
 from normscope.report import compare, live
 from normscope.terms.errors import DataError, MissingExtraError, RecordError
 from normscope.terms.finding import Diagnosis, Evidence, Finding
+from normscope.terms.site import Site
 from normscope.watch.session import watch
 
 QUANTITIES = ("std", "gradient_norm")
@@ -117,6 +118,15 @@ def test_a_frame_shows_layers_with_their_curves_and_what_is_wrong(runs):
     assert live.paint(live.frame(Record(runs / "calm"), Diagnosis(), rows=2), width=80).count("more layers") == 1
 
 
+def test_small_numbers_are_told_whole_in_a_cell(tmp_path):
+    from normscope.record.writer import Writer
+
+    with Writer(tmp_path) as writer:
+        for step in range(3):
+            writer.scalar(Site("0", role="norm", depth=0), step, "update_ratio", 2.08e-5)
+    assert "2.1e-05" in live.paint(live.frame(Record(tmp_path), Diagnosis()), width=80)
+
+
 def test_live_prints_one_frame_where_nobody_looks_and_json_on_request(runs):
     assert "step 25" in told("live", runs / "calm") and "\x1b" not in told("live", runs / "calm", "--once")
     found = json.loads(told("live", runs / "wild", "--json", "--quantity", "gradient_norm"))
@@ -126,8 +136,8 @@ def test_live_prints_one_frame_where_nobody_looks_and_json_on_request(runs):
 def test_live_follows_a_run_until_it_ends(runs, monkeypatch):
     from normscope.cli import live as command
 
-    states = iter([False, False, True])
-    monkeypatch.setattr(Record, "complete", property(lambda self: next(states)))
+    states = iter(["in progress", "in progress", "broken off"])
+    monkeypatch.setattr(Record, "state", property(lambda self: next(states)))
     monkeypatch.setattr(command, "_size", lambda terminal: (80, 24))
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
     written = []

@@ -3,15 +3,18 @@
 import os
 import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 
 import pytest
 
+from normscope.record.lock import Lock
 from normscope.record.reader import Record
 from normscope.record.writer import Writer
-from normscope.terms.errors import NormscopeWarning
+from normscope.terms.errors import NormscopeWarning, RecordError
 from normscope.terms.site import Site
 
 ENDLESS = """
@@ -226,3 +229,31 @@ def test_a_record_is_followed_while_it_is_written(run, child):
     process.terminate()
     process.wait()
     assert integrity(run) == "ok"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a lock can be seen without taking it")
+def test_the_state_of_a_run_says_whether_somebody_still_writes_it(tmp_path, monkeypatch):
+    code = f"""
+import sys
+from normscope.record.writer import Writer
+Writer({str(tmp_path)!r}).flush()
+print("written", flush=True)
+sys.stdin.read()
+"""
+    writing = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writing.stdout.readline() == b"written\n"
+    record = Record(tmp_path)
+    assert record.state == "in progress" and "in progress" in repr(record)
+    assert not Lock.is_held(tmp_path / "rank7.sqlite")
+    writing.kill()
+    writing.wait()
+    writing.stdout.close(), writing.stdin.close()
+    assert record.state == "broken off" and "broken off" in record.describe()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "another")
+        assert record.state == "in progress, or broken off"
+    with Writer(tmp_path):  # this process's own lock is not lost by asking
+        assert record.state == Record(tmp_path).state == "in progress"
+        with pytest.raises(RecordError, match="being written already"):
+            Writer(tmp_path)
+    assert record.state == "complete"

@@ -52,7 +52,7 @@ def command(
             while True:
                 width, height = _size(terminal)
                 typer.echo(_CLEAR + paint(now, width=width, height=height, color=True), nl=False)
-                if now.complete:
+                if now.state in ("complete", "broken off"):
                     break
                 time.sleep(interval)
                 now = look()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +14,8 @@ try:
     import fcntl
 except ImportError:  # no such locks on Windows, where two writers then only meet as two segments
     fcntl = None
+
+_FLOCK = "hhqqi0q"  # struct flock of 64 bits: kind, whence, start, length, process
 
 _held: dict[str, int] = {}  # lock → the process that took it here; a process's own locks do not guard against itself
 
@@ -53,6 +57,26 @@ class Lock:
         os.close(self._descriptor)
         self._descriptor = None
         _held.pop(self._key, None)
+
+    @staticmethod
+    def is_held(file: Path) -> bool | None:
+        """Whether a process writes `file` now, without touching its lock; None where the system cannot tell."""
+        path = file.with_suffix(".lock")
+        if _held.get(os.path.realpath(path)) == os.getpid():
+            return True
+        if fcntl is None or not sys.platform.startswith("linux"):  # the layout below is Linux's
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
+            return struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def _is_mine(self) -> bool:
         if self._descriptor is None:

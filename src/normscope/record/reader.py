@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from os import PathLike
@@ -15,6 +16,7 @@ import numpy as np
 from normscope.record import schema, table
 from normscope.record.columns import Columns
 from normscope.record.grid import Broken, Excerpt, Grid, averaged, broken, scalars_by_site
+from normscope.record.lock import Lock
 from normscope.record.places import Place, unknown
 from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
@@ -85,6 +87,17 @@ class Record:
     def complete(self) -> bool:
         """Whether every rank was closed properly; False also while training writes."""
         return all(rank.segments() and rank.segments()[-1][1] is not None for rank in self._ranks())
+
+    @property
+    def state(self) -> Literal["complete", "in progress", "broken off", "in progress, or broken off"]:
+        """What became of the run: whether a process of this machine still writes it, where the system can tell."""
+        if self.complete:
+            return "complete"
+        held = [Lock.is_held(file) for file in self._found()]
+        if any(held):
+            return "in progress"
+        away = self.meta.get("host") != socket.gethostname()
+        return "in progress, or broken off" if away or None in held else "broken off"
 
     @property
     def seconds(self) -> float:
@@ -301,7 +314,7 @@ class Record:
         kinds = sorted({event.kind for event in events})
         ranks = self._ranks()
         lines = [
-            f"record    {self.path}, {'complete' if self.complete else 'not closed: in progress, or broken off'}",
+            f"record    {self.path}, {self.state}",
             f"steps     {span}",
             f"sites     {len(self.sites)}, with {sum(rank.count() for rank in ranks)} summaries",
             f"scalars   {', '.join(self.quantities(None)) or 'none'}",
@@ -351,8 +364,7 @@ class Record:
         self.close()
 
     def __repr__(self) -> str:
-        state = "complete" if self.complete else "not closed"
-        return f"Record({str(self.path)!r}: {len(self.sites)} sites, {len(self.steps)} sampled steps, {state})"
+        return f"Record({str(self.path)!r}: {len(self.sites)} sites, {len(self.steps)} sampled steps, {self.state})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.describe())}</pre>"

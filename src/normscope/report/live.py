@@ -43,6 +43,7 @@ class Frame(Datum):
     Attributes:
         step: the last sampled step; None before the first.
         complete: whether the run was closed.
+        state: what became of it (`Record.state`).
         loss: of the run.
         quantities: the columns.
         rows: layers in execution order, each with one cell a column; as many as were asked for.
@@ -54,6 +55,7 @@ class Frame(Datum):
     step: int | None
     sampled: int
     complete: bool
+    state: str
     loss: Cell
     quantities: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -81,6 +83,7 @@ def frame(record: Record, diagnosis: Diagnosis, *, rows: int = 24, quantities: S
         step=int(steps[-1]) if len(steps) else None,
         sampled=len(steps),
         complete=record.complete,
+        state=record.state,
         loss=_cell(record, None, "loss"),
         quantities=told,
         rows=tuple((site.path, tuple(cells[q][at] for q in told)) for at, site in enumerate(chosen)),
@@ -92,9 +95,8 @@ def frame(record: Record, diagnosis: Diagnosis, *, rows: int = 24, quantities: S
 def paint(now: Frame, *, width: int = 80, height: int | None = None, color: bool = False) -> str:
     """The frame as text of at most `width` columns and `height` lines, ending in a line break."""
     brush = Brush(width, load("en"), color)
-    state = "complete" if now.complete else "in progress, or broken off"
     at = "no step yet" if now.step is None else f"step {count(now.step)} · {count(now.sampled)} sampled"
-    head = [brush.lit(fit(f"{now.path} · {at} · {state}", width).rstrip(), "heading")]
+    head = [brush.lit(fit(f"{now.path} · {at} · {now.state}", width).rstrip(), "heading")]
     if now.loss.last is not None:
         head.append(fit(f"loss  {_curve(now.loss, width // 2)}  {number(now.loss.last)}", width).rstrip())
     found = _findings(now, brush)
@@ -136,7 +138,10 @@ def _curve(cell: Cell, room: int) -> str:
 
 
 def _amount(cell: Cell) -> str:
-    return percent(cell.last) if look(cell.quantity).share else number(cell.last)
+    if look(cell.quantity).share:
+        return percent(cell.last)
+    told = number(cell.last)
+    return told if columns_of(told) <= CELL - CURVE - 3 else f"{cell.last:.1e}"  # powers of ten in their short form
 
 
 def _cell(record: Record, site: Site | None, quantity: str, *, strict: bool = False) -> Cell:
