@@ -4,7 +4,7 @@
 
 Without a name: every kernels-*.json and gpu-*.json under benchmarks/results that was measured with a reused heap (what
 the default allocator adds, it adds to ATen). A row is one offer for one kind of problem: the medians at the measured
-sizes. Then it says how often the table picks the fastest, and what it loses where it does not.
+sizes.
 """
 
 from __future__ import annotations

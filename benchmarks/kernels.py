@@ -12,9 +12,10 @@ case, so it stands in few rows.
 
     python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--missing] [--seconds 75] [--warm] [--out FOLDER]
 
-Rows are added to what the folder holds, and replaced where they are there, so that short calls add up; `--warm` before
-the first has all kernels compiled (minutes). Afterwards `python benchmarks/fit_costs.py` writes the table by which
-dispatch chooses, and `--write` this page by that choice.
+Rows are added to what the folder holds, and replaced where they are there, so that short calls add up. `--missing`
+leaves out those that are there, but for those that were disturbed: the copy beside them took much longer than usual.
+`--warm` before the first call has all kernels compiled (minutes). Afterwards `python benchmarks/fit_costs.py` writes the
+table by which dispatch chooses, and `--write` this page by that choice.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ def is_compiled(case: Case) -> bool:
     """Whether torch.compile is measured too."""
     usual = case.activation == (None if OVER[case.norm] in ("C", "S") else "relu") or case.norm == "batch"
     return case.size in ("16 MB", "25 MB") and case.dtype == "float32" and usual and case.activation in (None, "relu")
+
+
+def is_disturbed(row: dict[str, Any], found: Found) -> bool:
+    """Whether the machine was at something else: the copy took much longer than beside most rows."""
+    return row["copy"][0] > 1.4 * statistics.median(one["copy"][0] for one in found.values())
 
 
 def problem_of(case: Case, leaves: list[torch.Tensor | None]) -> Problem:
@@ -213,7 +219,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so long")
-    parser.add_argument("--missing", action="store_true", help="only rows that the folder does not hold yet")
+    parser.add_argument("--missing", action="store_true", help="only rows that are not there, or were disturbed")
     parser.add_argument("--warm", action="store_true", help="measure nothing, only have everything compiled")
     parser.add_argument("--write", action="store_true", help="measure nothing, only write the page")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -237,7 +243,8 @@ def main() -> None:
         old = found.get(case.name, {})
         if not all(word in case.name for word in options.only.split()) or (options.fresh and not is_large(case)):
             continue
-        if options.missing and old and ("compile" in old or not compiled):
+        there = old and not is_disturbed(old, found) and ("compile" in old or not compiled)
+        if options.missing and there:
             continue
         if time.perf_counter() - start > options.seconds:
             print("There is more to measure.")
