@@ -14,7 +14,7 @@ case, so it stands in few rows.
 
 Rows are added to what the folder holds, and replaced where they are there, so that short calls add up. `--missing`
 leaves out those that are there, but for those that were disturbed: the copy beside them took much longer than usual.
-`--warm` before the first call has all kernels compiled (minutes). Afterwards `python benchmarks/fit_costs.py` writes the
+`--warm` before the first call has all kernels compiled (minutes). Then `python benchmarks/fit_costs.py` writes the
 table by which dispatch chooses, and `--write` this page by that choice.
 """
 
