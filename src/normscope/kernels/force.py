@@ -36,7 +36,9 @@ def using(name: str) -> Iterator[None]:
     A function compiled by `torch.compile` keeps the choice with which it was compiled.
 
     Args:
-        name: "reference", "aten", "numba" or "triton".
+        name: "reference", "aten", "numba" or "triton"; or "inplace", which writes the output over an input that is
+            neither a leaf nor a view, so that training keeps the output alone (activation none or LeakyReLU, no
+            residual; CPU; no second derivative).
 
     Raises:
         UnknownNameError: no such offer. At a call inside the block, SpecError: the offer does not serve it.
