@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
@@ -347,6 +348,31 @@ def test_a_compiled_model_keeps_its_graph_and_is_watched(order, tmp_path, faults
     if order == "a part":
         assert record.summary("body.2:output", 3) is not None
         assert record.summary("body.1.1:output", 10, "probe") is not None
+
+
+@pytest.mark.parametrize("dynamic", [None, True, False])
+def test_the_inside_of_a_compiled_model_keeps_its_graphs_and_the_record_says_what_to_watch(dynamic, tmp_path, faults):
+    from torch._dynamo.testing import CompileCounter
+
+    def train(watched):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model, counter = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), CompileCounter()
+        called = torch.compile(model, backend=counter, dynamic=dynamic)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watch(model, optimizer, tmp_path, every=1) if watched else nullcontext():
+            for size in (4, 4, 8, 5):
+                optimizer.zero_grad()
+                loss = called(torch.randn(size, 6)).square().mean()
+                loss.backward()
+                optimizer.step()
+        return loss.item(), counter.frame_count
+
+    alone = train(False)
+    assert alone == train(True) and alone[1] == {None: 2, True: 1, False: 3}[dynamic]
+    assert faults(tmp_path) == []
+    assert any("is to be watched itself" in text for text in notes(tmp_path))
+    assert list(ns.Record(tmp_path).series("0@weight:update", "mean").steps) == [0, 1, 2, 3]
 
 
 def test_a_compiled_step_is_not_broken_and_not_silently_ignored(tmp_path, faults):

@@ -308,7 +308,10 @@ class Observer:
     def _rounds_of(self, step: int, taps: Taps | None, update: Update) -> list[list[Row]]:
         """What the taps saw, round by round."""
         if taps is None or taps.running:
-            self._journal.say("A step came without a forward pass of the model itself in training mode.", step=step)
+            why = "a model that torch.compile returned is to be watched itself, not what is inside"
+            self._journal.say(
+                f"A step came without a forward pass of the model itself in training mode; {why}.", step=step
+            )
             return []
         scale = update.scale
         return [[*forward, *(unscaled(row, scale) for row in backward)] for forward, backward in taps.rounds]
