@@ -82,5 +82,5 @@ FAULTS = (
         sites=ending,
     ),
     Fault("logarithm of what can be negative", ALL, BROKEN, _logarithm, seen=PLAIN),
-    Fault("square root of zero in the loss", ALL, (*BROKEN, *UNMOVED), lambda s: s.but(loss=rooted), sites=ending),
+    Fault("square root of zero in the loss", ALL, (*BROKEN, *UNMOVED), lambda s: s.but(loss=rooted)),
 )  # fmt: skip

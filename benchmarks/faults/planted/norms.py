@@ -13,6 +13,16 @@ def small(setup: Setup) -> Setup:
     return batch(setup).but(batch=6)
 
 
+def tiny(setup: Setup) -> Setup:
+    """In batches of two, for as many samples as can be had in the time."""
+    return setup.but(batch=2, rate=setup.rate / 4, steps=2 * setup.steps)
+
+
+def of_each(setup: Setup) -> Setup:
+    """The same batches, with norms that take each sample by itself."""
+    return tiny(setup.but(options={"norm": "group" if setup.kind in ("conv", "residual") else "layer"}))
+
+
 def _lone(setup: Setup) -> Setup:
     """A norm whose groups hold one feature each, where no positions are left."""
     width = {"mlp": 64, "conv": 64, "residual": 64, "lstm": 48, "transformer": 32}[setup.kind]
@@ -42,7 +52,7 @@ FAULTS = (
         batch, last_norm,
     ),
     Fault(
-        "batches of two", (*ALL, *CIFAR), ("batch_too_small", *BATCHES, *GAP), lambda s: batch(s).but(batch=2), batch,
+        "batches of two", (*ALL, *CIFAR), ("batch_too_small", *BATCHES, *GAP), lambda s: tiny(batch(s)), of_each,
         batch_norms, seen=STACKS,
     ),
     Fault(
@@ -50,7 +60,7 @@ FAULTS = (
         lambda s: batch(s).but(changes=(shut,)), batch, _shut, seen=("conv",),
     ),
     Fault(
-        "heavy dropout before batch norm", (*ALL, *CIFAR), ("dropout_before_norm", "dropout_into_norm", *GAP),
+        "heavy dropout before batch norm", (*ALL, *CIFAR), ("dropout_variance_shift", "dropout_into_norm", *GAP),
         lambda s: batch(s).but(options={"before": lambda: nn.Dropout(0.85)}), batch, batch_norms, seen=PLAIN,
     ),
     Fault(

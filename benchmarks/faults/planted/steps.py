@@ -78,7 +78,7 @@ FAULTS = (
         seen=("conv",),
     ),
     Fault(
-        "weight decay that eats the weights", ALL, ("excessive_decay", *KEEPING),
+        "weight decay that eats the weights", ALL, ("decayed_weights", *KEEPING),
         lambda s: stepped(bare(s)).but(tuning={"weight_decay": 1.0}), lambda s: stepped(bare(s)),
     ),
 )  # fmt: skip

@@ -42,7 +42,9 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.layers import collapsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.symptoms import variation
 from normscope.terms.finding import Evidence, Finding, Severity
+from normscope.terms.site import Site
 
 ALIKE = Threshold(
     float(np.exp(-6)),
@@ -52,6 +54,10 @@ ALIKE = Threshold(
     "share",
 )
 EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards; the same 65 trainings gave 16 at most", "ratio")
+SHUT = Threshold(1.0, "definition: all units are dead", "share")
+WIDE = Threshold(
+    0.1, "chosen: e^-2.3, within two of the six e-folds; what the first layer makes of it is the layer's own", "share"
+)
 LASTING = 4
 """The signal must be gone for a quarter of the run; chosen, because many such starts recover in a few steps."""
 
@@ -63,20 +69,25 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _dying(case: Case) -> Iterator[Finding]:
-    variation = case.variation
-    least = variation.behind()
+    along = case.variation
+    least = along.behind()
     stretch = least.starts(below=ALIKE.value)
     if stretch < max(2, len(least) / LASTING):
         return
-    column = variation.values[:, 0]
-    layers = variation.paths[collapsed(column, ALIKE.value) :]
-    if not 0 < len(layers) < len(variation):  # when it is all, the samples are alike before a layer has made them so
+    column = along.values[:, 0]
+    start = collapsed(column, ALIKE.value)
+    layers = along.paths[start:]
+    if not layers or (not start and not _told_apart(case)):
         return
+    shut = _shut_before(case, layers[0])
+    if shut is not None and start:  # what feeds the units that are shut is where it begins
+        layers = along.paths[start - 1 :]
     yield _finding(
         case,
         layers,
         f"From `{layers[0]}` to the output all samples give nearly the same: they differ by {least.values[0]:.2g} of "
-        f"their size at the first step, and by {least.last:.2g} at the last.",
+        f"their size at the first step, and by {least.last:.2g} at the last."
+        + (f" All units of `{shut.place}` are dead from the start." if shut is not None else ""),
         Evidence(
             "variation",
             least.last,
@@ -84,9 +95,22 @@ def _dying(case: Case) -> Iterator[Finding]:
             tuple(int(step) for step in least.steps),
             ALIKE.unit,
             ALIKE.source,
-            tuple((path, float(variation.at(path).last)) for path in layers),
+            tuple((path, float(along.at(path).last)) for path in layers),
         ),
     )
+
+
+def _told_apart(case: Case) -> bool:
+    """Whether the samples differ before the first layer makes them alike."""
+    told = case.summaries(case.producers[0].at("input"), "probe")[:1]
+    return any(one.channels is not None and variation(one.channels) > WIDE.value for _, one in told)
+
+
+def _shut_before(case: Case, path: str) -> Site | None:
+    """The activation next before a layer whose units are all dead at the first probe."""
+    depth = case.depth_of(path) or 0
+    near = [site for site in case.hidden_activations if site.depth < depth][-1:]
+    return next((site for site in near if len(dead := case.dead(site)) and dead.values[0] >= SHUT.value), None)
 
 
 def _exploding(case: Case) -> Iterator[Finding]:
@@ -151,7 +175,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"alike": ALIKE, "exploded": EXPLODED},
+    thresholds={"alike": ALIKE, "exploded": EXPLODED, "shut": SHUT, "wide": WIDE},
     causes=(
         *("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
         *("rate_too_high", "rate_too_low", "rank_collapse", "uneven_updates", "drifting_distribution"),

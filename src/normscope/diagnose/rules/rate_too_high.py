@@ -2,9 +2,10 @@
 
 ## What it finds
 Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
-weights by more than themselves; runs that have learned nothing after a step that replaced a typical layer; and runs
-that have learned nothing while each step moves a typical layer by more than a tenth of itself. With the model at hand,
-the step is taken again at a third, a tenth … of the rate on the same batch.
+weights by more than themselves. Of runs that have learned nothing: those whose loss went up to twice its start, those
+in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead that were
+not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken again at a
+third, a tenth … of the rate on the same batch.
 
 ## Why it hurts
 A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
@@ -52,17 +53,24 @@ RESTLESS = Threshold(
     "benchmarks/faults shows what it lets through",
     "ratio",
 )
+PEAK = Threshold(
+    2.0,
+    "chosen: twice the start in three batches on end is no noise between batches; asked of runs alone that end above "
+    "their start",
+    "ratio",
+)
+HALF = Threshold(0.5, "chosen: what `dead_units` calls dead, half of a layer", "share")
 SMALLER = 1 / 3
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
-    found = _risen(case) or _thrown(case) or _replaced(case) or _restless(case)
+    found = _risen(case) or _thrown(case) or _replaced(case) or _restless(case) or _killed(case) or _peaked(case)
     if found is None:
         return
     words, threshold, value, track = found
     better = _better(case)
-    since = track.since(above=threshold.value) if len(track) else None
+    since = _since(case, track, threshold)
     ratios = case.update_ratio
     worst = sorted(ratios.paths, key=lambda path: -np.nan_to_num(ratios.at(path).last))
     told, size, tried = "", None, []
@@ -76,11 +84,49 @@ def check(case: Case) -> Iterator[Finding]:
     yield RULE.finding(
         worst or [""],
         words + told,
-        threshold.evidence("loss" if threshold is RISEN else "update_ratio", value, track.steps),
-        since_step=int(track.steps[0]) if since is None else since,
+        threshold.evidence("loss" if threshold in (RISEN, PEAK) else "update_ratio", value, track.steps),
+        since_step=since,
         prescriptions=list(_prescriptions(size)),
         removals=tried,
     )
+
+
+def _since(case: Case, track: Track, threshold: Threshold) -> int:
+    """The first step beyond the threshold, or at which a typical layer was moved by much: the steps come first."""
+    typical = case.update_ratio.typical()
+    beyond = [*track.steps[track.values > threshold.value], *typical.steps[typical.values > RESTLESS.value]]
+    return int(min(beyond, default=case.steps[0]))
+
+
+def _peaked(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """A loss that went far above its start, and has not come back below it."""
+    if len(case.loss) < 12 or case.learns is not False or case.diverged:
+        return None
+    values, start = case.loss.values, float(np.max(case.loss.values[:3]))
+    smooth = np.median([values[: len(values) - 2], values[1:-1], values[2:]], axis=0)  # one bad batch is no rise
+    if not (start > 0 and smooth.max() > PEAK.value * start):
+        return None
+    ratio = Track.of(case.loss.steps[1:-1], smooth / start)
+    words = f"The loss went from {start:.3g} up to {smooth.max():.3g}, and has not come back below its start."
+    return words, PEAK, float(ratio.values.max()), ratio
+
+
+def _killed(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """A large step that left most units of a layer dead, after which nothing was learned."""
+    typical = case.update_ratio.typical()
+    if case.learns is not False or not len(typical) or not typical.values.max() > RESTLESS.value:
+        return None
+    shares = {site: case.dead(site) for site in case.hidden_activations}
+    died = [site for site, share in shares.items() if len(share) > 1 and share.values[0] < HALF.value < share.last]
+    if not died:
+        return None
+    at = int(typical.values.argmax())
+    words = (
+        f"At step {typical.steps[at]} a typical layer moved by {typical.values[at]:.0%} of itself, "
+        f"{shares[died[0]].last:.0%} of the units of `{died[0].place}` have died since the start, and the loss has not "
+        "fallen."
+    )
+    return words, RESTLESS, float(typical.values[at]), typical
 
 
 def _risen(case: Case) -> tuple[str, Threshold, float, Track] | None:
@@ -181,7 +227,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"risen": RISEN, "thrown": THROWN, "restless": RESTLESS},
+    thresholds={"risen": RISEN, "peak": PEAK, "thrown": THROWN, "restless": RESTLESS, "half": HALF},
     causes=(
         *("nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution", "vanishing_gradient"),
         *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),

@@ -2,7 +2,9 @@
 
 ## What it finds
 Runs of at least fifty steps in which a typical layer has moved by less than a fiftieth of itself in total, even if all
-its steps had pointed the same way, while the loss has lost less than half of its start and is not warming up.
+its steps had pointed the same way, while the loss has lost less than half of its start and is not warming up. Layers
+that do not move at all are left out, unless that is all. And runs in which this is so from the middle on, because a
+schedule has brought the rate down to less than a hundredth by then.
 
 ## Why it hurts
 The time is spent on a straight line that one larger step would have covered: the network is nearly the random one.
@@ -32,9 +34,10 @@ from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
+from normscope.diagnose.layers import Layers
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
-from normscope.diagnose.track import Track
+from normscope.diagnose.track import PERSISTENCE, Track
 from normscope.terms.finding import Finding
 
 PATH = Threshold(
@@ -43,6 +46,12 @@ PATH = Threshold(
     "themselves wide networks are their own linearization (Lee et al. 2019, *Wide neural networks of any depth evolve "
     "as linear models*)",
     "ratio",
+)
+SPENT = Threshold(
+    0.01,
+    "chosen: schedules by hand divide by ten at half or two thirds of a run, and the half cosine is at a half of its "
+    "height by then; a hundredth is neither",
+    "share",
 )
 SHORT = Threshold(
     50,
@@ -54,28 +63,52 @@ SHORT = Threshold(
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
     steps = case.steps
-    typical = case.update_ratio.typical()
+    typical = _moving(case).typical()
     length = int(steps[-1] - steps[0]) + 1
     if length < SHORT.value or len(typical) < 4 or case.thrives or case.diverged or _warming(case):
         return
-    path = _path(typical)
+    died = _died_out(case, typical)
+    path = _path(typical) if died is None else _path(typical.late())
     if not 0 <= path < PATH.value:
         return
-    ratios = case.update_ratio
+    ratios = _moving(case)
     worst = sorted(ratios.paths, key=lambda one: np.nan_to_num(ratios.at(one).last))
     yield RULE.finding(
         worst,
-        f"In {length} steps a typical layer has moved by {path:.2g} of itself at most, and the loss has "
-        f"lost {case.loss.fallen or 0.0:.0%} of its start." + _larger(case),
+        (died or f"In {length} steps a typical layer has moved by {path:.2g} of itself at most")
+        + f", and the loss has lost {case.loss.fallen or 0.0:.0%} of its start."
+        + _larger(case),
         PATH.evidence("path", path, typical.steps),
         severity="error" if case.learns is False else "warning",
-        since_step=int(typical.steps[0]),
+        since_step=int((typical.late() if died else typical).steps[0]),
         prescriptions=[
+            *([remedies.advice("call `scheduler.step()` once an epoch, or choose a slower schedule")] if died else []),
             remedies.advice(
                 "multiply the learning rate by 10, and again until the loss falls in an even curve",
                 "along steps this small the loss is a straight line",
-            )
+            ),
         ],
+    )
+
+
+def _moving(case: Case) -> Layers:
+    """The update ratios of the layers that move, or of all where none does."""
+    ratios = case.update_ratio
+    moved = {path: track for path in ratios.paths if np.nanmax((track := ratios.at(path)).values, initial=0.0) > 0}
+    return Layers.of(moved) if moved else ratios
+
+
+def _died_out(case: Case, typical: Track) -> str | None:
+    """In words: a schedule that has taken the rate away by the middle of a run which moved at its start."""
+    rate, late = case.scalar(None, "learning_rate"), typical.late()
+    if len(rate) < 4 or len(late) < PERSISTENCE or not _path(typical) >= PATH.value:
+        return None
+    highest, middle = float(rate.values.max()), float(rate.late().values[0])
+    if not middle < SPENT.value * highest:
+        return None
+    return (
+        f"The learning rate has fallen from {highest:.3g} to {middle:.3g} by the middle of the run; from there on a "
+        f"typical layer has moved by {_path(late):.2g} of itself at most"
     )
 
 
@@ -115,7 +148,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"path": PATH, "short": SHORT},
+    thresholds={"path": PATH, "spent": SPENT, "short": SHORT},
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -64,7 +64,7 @@ FEWEST = Threshold(
 def check(case: Case) -> Iterator[Finding]:
     """One finding with every norm whose running statistics are off."""
     stale: dict[Site, Track] = {}
-    for norm in case.norms:
+    for norm in (one for one in case.norms if _averages(one)):
         error = case.scalar(norm, "running_stat_error").after(int(WARM.value))
         if error.since(above=OFF.value) is not None and case.values_per_channel(norm) >= FEWEST.value:
             stale[norm] = error
@@ -93,6 +93,11 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def _averages(norm: Site) -> bool:
+    """Whether it uses other statistics in training than at inference: a frozen norm uses the same in both."""
+    return norm.spec is None or norm.spec.train_from != norm.spec.infer_from
+
+
 def _left(case: Case, norm: Site) -> float:
     """How much of a running average is still its start."""
     momentum = norm.spec.momentum if norm.spec else None
@@ -112,6 +117,11 @@ def _lag(case: Case, norm: Site) -> str:
 
 def _prescriptions(case: Case, norms: list[Site]) -> Iterator[Prescription]:
     """All norms are recalibrated: what made one stale was at work in all, and below the threshold it still adds up."""
+    if any(norm.spec is not None and norm.spec.momentum == 0 for norm in norms):
+        yield remedies.advice(
+            "build the norms with `momentum=0.1`: with 0 the running statistics stay as they were made",
+            "in torch's meaning momentum is the weight of the newest batch",
+        )
     yield remedies.recalibrate(
         "the weights are trained with batch statistics, and the population's are the closest to those"
     )

@@ -1,10 +1,11 @@
 """A layer with weights does not learn, while the others do.
 
 ## What it finds
-Layers whose weights never changed although other layers learned: their parameters are not in the optimizer, or get no
-gradient at all (cut off by `detach`, `no_grad`, an integer or an `argmax` on the way), or are frozen. Frozen is a note,
-for it is said in the model itself, unless it is most of a network that does not learn, or a norm behind it is frozen by
-half; the other two are warnings.
+Layers whose weights never changed although other layers learned, or all layers of a run in which the loss was taken
+back through the network: their parameters are not in the optimizer, or get no gradient at all (cut off by `detach`,
+`no_grad`, an integer or an `argmax` on the way), or their gradient is cleared before the optimizer reads it, or they
+are frozen. Frozen is a note, for it is said in the model itself, unless it is most of a network that does not learn, or
+a norm behind it is frozen by half; the others are warnings, and an error where nothing moves at all.
 
 ## Why it hurts
 The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
@@ -37,6 +38,7 @@ from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
+from normscope.diagnose.track import PERSISTENCE
 from normscope.terms.finding import Finding, Severity
 from normscope.terms.site import Site
 
@@ -56,6 +58,10 @@ _WORDS = {
         "gets no gradient",
         "look for `detach()`, `no_grad()`, `.data`, `argmax` or a conversion to integers between it and the loss",
     ),
+    "cleared": (
+        "is reached by the loss, and has no gradient when the optimizer steps",
+        "call `optimizer.zero_grad()` before `loss.backward()`, and not between that and `optimizer.step()`",
+    ),
     "frozen": (
         "is frozen",
         "`layer.requires_grad_(True)`, before the optimizer is built, if it is to learn; if it is to stay, "
@@ -67,7 +73,8 @@ _WORDS = {
 def check(case: Case) -> Iterator[Finding]:
     """One finding for each way in which layers were left out."""
     why = {site: _why(case, site) for site in case.producers if not site.call}
-    if not any(state == "learns" for state in why.values()):
+    learns = any(state == "learns" for state in why.values())
+    if not learns and not any(_reached(case, site) for site in why):
         return
     steps = case.steps
     for state, (words, advice) in _WORDS.items():
@@ -77,7 +84,7 @@ def check(case: Case) -> Iterator[Finding]:
                 [site.path for site in still],
                 f"`{still[0].place}` {words}, and so {len(still)} of {len(why)} layers stay as they were.",
                 STILL.evidence("update", 0.0, steps, [(site.key, 0.0) for site in still]),
-                severity=_severity(case, state, len(still) / len(why)),
+                severity=_severity(case, state, len(still) / len(why)) if learns else "error",
                 since_step=int(steps[0]),
                 prescriptions=[remedies.advice(advice)],
             )
@@ -102,7 +109,15 @@ def _why(case: Case, site: Site) -> str:
     if not any(len(track) for track in moves):
         return "foreign"
     slopes = [case.root_mean_square(one.at("gradient", one.name)) for one in parameters]
-    return "cut off" if all(not len(track) or track.values.max() == 0 for track in slopes) else ""
+    if not any(len(track) and track.values.max() > 0 for track in slopes):
+        return "cleared" if _reached(case, site) else "cut off"
+    return ""
+
+
+def _reached(case: Case, site: Site) -> bool:
+    """Whether the loss was taken back to the output of this layer in training, again and again."""
+    slope = case.root_mean_square(site.at("gradient"))
+    return int((slope.values > 0).sum()) >= PERSISTENCE
 
 
 class _Cut(nn.Module):
@@ -136,6 +151,10 @@ class _Tied(nn.Module):
         return self.last(self.first(x).relu())
 
 
+def _of_another(parameters: Iterable[Tensor]) -> Optimizer:
+    return SGD([one.clone().detach() for one in parameters], lr=0.05)
+
+
 class _Zeroed(nn.Module):
     """A branch that starts at zero, and learns from the second step on."""
 
@@ -166,6 +185,7 @@ class _Both(SGD):
 SICK = (
     Scene(_network, ("0",), optimizer=_without_first, steps=12),
     Scene(_Cut, ("first",), steps=12),
+    Scene(_network, ("0", "2"), optimizer=_of_another, steps=12, every=2),
 )
 HEALTHY = (
     Scene(_network, steps=12),
@@ -182,7 +202,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"still": STILL, "most": MOST},
-    causes=("half_frozen", "updated_while_frozen"),
+    causes=("half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -1,9 +1,9 @@
 """The network's input is far from mean 0 and deviation 1, which its initialization takes for granted.
 
 ## What it finds
-A first layer, with no normalization before or right behind it, whose input is ten times larger or smaller than a
-standardized one; or lies three of its own deviations off zero; or has one feature thirty times as wide as the typical
-one.
+A first layer whose input is ten times larger or smaller than a standardized one, with no normalization before or right
+behind it; or lies three of its own deviations off zero, with no norm around it that centres each unit by itself, as
+batch normalization does and layer normalization does not; or has one feature thirty times as wide as the typical one.
 
 ## Why it hurts
 Initializations keep a variance of one from layer to layer, so the first pre-activations are as large as the input:
@@ -33,7 +33,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
@@ -93,7 +93,7 @@ def check(case: Case) -> Iterator[Finding]:
         return
     first = case.sites[0]
     told = [] if first.kind.startswith("Embedding") else case.summaries(first.at("input"), "probe")
-    found = _ill(told[0][1], normed=_normed(case, first)) if told else None
+    found = _ill(told[0][1], _behind(case, first)) if told else None
     if found is None:
         return
     steps = Track.of((step for step, _ in told), (0.0 for _ in told)).steps
@@ -119,26 +119,31 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
-def _normed(case: Case, first: Site) -> bool:
-    """Whether a norm reads the first layer's output next: then neither scale nor a common offset reaches further."""
-    return len(case.sites) > 1 and case.sites[1].role == "norm"
+def _behind(case: Case, first: Site) -> Site | None:
+    """The norm that reads the first layer's output as it is, with nothing added on the way."""
+    norm = case.sites[1] if len(case.sites) > 1 and case.sites[1].role == "norm" else None
+    if norm is None:
+        return None
+    given, read = (case.summaries(one, "probe")[:1] for one in (first, norm.at("input")))
+    same = given and read and np.isclose(given[0][1].std, read[0][1].std) and given[0][1].size == read[0][1].size
+    return norm if same else None
 
 
-def _ill(summary: Summary, *, normed: bool) -> _Ill | None:
+def _ill(summary: Summary, norm: Site | None) -> _Ill | None:
+    """What is worst about the input; a norm behind it takes the scale away, and the offset if it centres each unit."""
     channels = summary.channels
-    if channels is None or not summary.std > 0:
+    if channels is None or not channels.var.any():
         return None
     varied = channels.std[channels.std > 0]
-    offset = float(np.sqrt(np.sum(channels.mean**2) / np.sum(channels.var))) if len(varied) else 0.0
+    offset = float(np.sqrt(np.sum(channels.mean**2) / np.sum(channels.var)))
     unequal = float(varied.max() / np.median(varied)) if len(varied) > 1 else 1.0
-    signs = (
-        _Ill("has a root mean square of {value:.3g}, where 1 is taken for granted", summary.rms, LARGE, "rms"),
-        _Ill("has a root mean square of {value:.3g}, where 1 is taken for granted", summary.rms, SMALL, "rms"),
-        _Ill("lies {value:.3g} of its deviations off zero", offset, OFFSET, "offset"),
-        _Ill("has a feature {value:.3g} times as wide as the median one", unequal, UNEQUAL, "width"),
-    )
-    beyond = [sign for sign in signs if sign.excess > 1 and not (normed and sign.threshold is not UNEQUAL)]
-    return max(beyond, key=lambda sign: sign.excess, default=None)
+    size = "has a root mean square of {value:.3g}, where 1 is taken for granted"
+    signs = [_Ill("has a feature {value:.3g} times as wide as the median one", unequal, UNEQUAL, "width")]
+    if norm is None:
+        signs += [_Ill(size, summary.rms, LARGE, "rms"), _Ill(size, summary.rms, SMALL, "rms")]
+    if norm is None or norm.spec is None or "C" in norm.spec.over:
+        signs += [_Ill("lies {value:.3g} of its deviations off zero", offset, OFFSET, "offset")]
+    return max((sign for sign in signs if sign.excess > 1), key=lambda sign: sign.excess, default=None)
 
 
 def _moved(offset: float = 0.0, scale: float = 1.0) -> Data:
@@ -151,8 +156,20 @@ def _network(norm: bool = False) -> nn.Module:
     return nn.Sequential(*first, nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 8))
 
 
+class _Standing(nn.Module):
+    """A layer norm behind the first layer: it takes away what is common to units, and leaves what samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu())
+
+
 SICK = (
     Scene(_network, ("0",), data=partial(_moved, scale=100.0), optimizer=sgd(0.2)),
+    Scene(_Standing, ("first",), data=partial(_moved, offset=50.0)),
     Scene(_network, ("0",), data=partial(_moved, offset=20.0)),
     Scene(_network, ("0",), data=partial(_moved, scale=1e-3), optimizer=sgd(1e-3)),
 )
