@@ -58,13 +58,12 @@ def check(case: Case) -> Iterator[Finding]:
         return
     worst = shrunk[0]
     track = Track.of(sizes[worst].steps, sizes[worst].values / sizes[worst].values[0])
-    since = track.since(below=LEFT.value)
     yield RULE.finding(
         shrunk,
         f"The weights of `{worst}` have shrunk to {left[worst]:.2g} of where they started, and so, to less than a "
         f"tenth, have those of {len(shrunk)} of {len(sizes)} layers.",
         LEFT.evidence("rms", left[worst], track.steps, [(path, left[path]) for path in shrunk]),
-        since_step=int(track.steps[-1]) if since is None else since,
+        since_step=int(track.steps[0]),
         prescriptions=[
             remedies.advice(
                 "divide the optimizer's `weight_decay` by 10, and again until the weights keep their size",

@@ -166,7 +166,10 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED},
-    causes=("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer"),
+    causes=(
+        "unstandardized_target",  # however the targets are scaled, a function that does not reach them has to go first
+        *("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer"),
+    ),
     sick=SICK,
     healthy=HEALTHY,
 )

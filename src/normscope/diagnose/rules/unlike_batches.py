@@ -81,7 +81,7 @@ def check(case: Case) -> Iterator[Finding]:
         words,
         threshold.evidence(quantity, value, track.steps),
         severity="error" if quantity == "probe_loss" else "note" if _learned(case) else "warning",
-        since_step=int(track.late().steps[0]),
+        since_step=int((track.late() if quantity == "probe_loss" else track).steps[0]),
         prescriptions=[
             remedies.advice(
                 "shuffle the data: `DataLoader(dataset, batch_size, shuffle=True)`", "batches are then alike"

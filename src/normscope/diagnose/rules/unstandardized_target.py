@@ -163,7 +163,7 @@ RULE = Rule(
     thresholds={"far": FAR, "alike": ALIKE},
     causes=(
         *("rate_too_high", "rate_too_low", "exploding_gradient", "vanishing_gradient", "nonfinite_values"),
-        *("dead_units", "saturated_activation", "drifting_distribution", "uneven_updates", "restricted_output"),
+        *("dead_units", "saturated_activation", "drifting_distribution", "uneven_updates"),
         *("rank_collapse", "amplified_drift", "unlike_batches", "symmetric_units", "unmoved_layer"),
     ),
     travels="backward",
