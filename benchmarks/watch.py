@@ -126,9 +126,12 @@ def unwatched(training: Training) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def ours(training: Training, every: int | str) -> Iterator[Callable[[], None]]:
-    with tempfile.TemporaryDirectory() as place, ns.watch(training.model, training.optimizer, place, every=every) as w:
-        yield lambda: w._journal.writer.flush() and None
+def ours(training: Training, every: int | str, **settings: object) -> Iterator[Callable[[], None]]:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ns.watch(training.model, training.optimizer, place, every=every, **settings) as watcher,  # pyright: ignore
+    ):
+        yield lambda: watcher._journal.writer.flush() and None
 
 
 @contextmanager
@@ -189,7 +192,8 @@ def fastai(x: torch.Tensor) -> tuple[object, ...]:
 WAYS: dict[str, tuple[str | None, Callable]] = {
     "unwatched": (None, unwatched),
     "normscope, default": (None, lambda training: ours(training, "auto")),
-    "normscope, every=1": (None, lambda training: ours(training, 1)),
+    "normscope, every=1, the training alone": (None, lambda training: ours(training, 1, probes=())),
+    "normscope, every=1, and the fixed batch at each tenth": (None, lambda training: ours(training, 1)),
     "sum of every leaf's output": (None, lambda training: outputs(training, lambda x: x.sum().item())),
     "five statistics of every leaf's output": (None, lambda training: outputs(training, five)),
     'wandb.watch(log="all"), offline': ("wandb", wandb),
@@ -242,24 +246,25 @@ def timed(training: Training, finish: Callable[[], None], steps: int) -> float:
 # what else watching takes ----------------------------------------------------------------------------
 
 
-def run_of(name: str, steps: int) -> dict[str, float]:
-    """One watched run of so many steps by default beside an unwatched one: the median step, the whole, its share."""
-    spent: dict[str, tuple[float, float]] = {}
-    for way in ("unwatched", "normscope, default"):
-        training = Training(name)
-        training.step()
-        with WAYS[way][1](training) as finish:
-            took = []
-            begun = CLOCK()
-            for _ in range(steps):
-                started = CLOCK()
-                training.step()
-                took.append(CLOCK() - started)
-            finish()
-            whole = CLOCK() - begun
-        spent[way] = statistics.median(took), whole
-    (plain, whole), (median, total) = spent.values()
-    return {"steps": steps, "median": median / plain, "whole": total / whole, "seconds": whole}
+def run_of(name: str, steps: int, at_once: int = 50) -> dict[str, float]:
+    """A run of so many steps watched by default beside an unwatched one, in turns: the median step, the whole run."""
+    plain, watched = Training(name), Training(name)
+    plain.step(), watched.step()
+    spent: dict[str, list[float]] = {"plain": [], "watched": []}
+    with WAYS["normscope, default"][1](watched) as finish:
+        for _ in range(0, steps, at_once):
+            for way, training in (("plain", plain), ("watched", watched)):
+                for _ in range(at_once):
+                    started = CLOCK()
+                    training.step()
+                    spent[way].append(CLOCK() - started)
+        started = CLOCK()
+        finish()
+        spent["watched"][-1] += CLOCK() - started
+    first = spent["watched"][0] / statistics.median(spent["plain"])
+    told = {way: (statistics.median(each), sum(each[1:])) for way, each in spent.items()}
+    (median, whole), (seen, total) = told.values()
+    return {"steps": steps, "median": seen / median, "rest": total / whole, "first": first, "seconds": whole}
 
 
 def disk(name: str, steps: int) -> tuple[int, int]:
@@ -403,8 +408,9 @@ def main() -> None:
         if "run" in parts:
             run = run_of(name, asked.steps)
             notes[f"run {name}"] = (
-                f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched): median step "
-                f"{run['median']:.3f} ×, all of it {run['whole']:.3f} ×."
+                f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
+                f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
+                f"together {run['rest']:.3f} ×."
             )
         if "disk" in parts:
             size, sites = disk(name, 40)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from normscope.kernels.cpu import pool
 from normscope.stats import Summary, compiled, strided
 from normscope.stats.code import encode
 from normscope.stats.digest import Digest
@@ -83,24 +84,38 @@ def test_every_float16_and_every_bfloat16_is_read_as_it_is():
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         x = bits.view(dtype)
-        found = compiled.digest_and_sample(x, 2**16)
+        found = compiled.gathered(x, 2**16)
         assert found is not None
-        assert torch.equal(found[1].nan_to_num(7.0), x.float().nan_to_num(7.0))
-        assert torch.equal(found[1].isnan(), x.isnan())
+        np.testing.assert_array_equal(found.values, x.float().numpy())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "skipping"])
 def test_a_sample_is_kept_and_a_change_is_told_from_it(dtype, layout):
     x = LAYOUTS[layout](spread(dtype)).clone()
-    kept = compiled.digest_and_sample(x, 1000)
-    assert kept is not None and torch.equal(kept[1], exact(strided(x, 1000)))
-    assert kept[0] == compiled.digest(x, 1000)
+    kept = compiled.gathered(x, 1000)
+    assert kept is not None and kept.size == x.numel()
+    np.testing.assert_array_equal(kept.values, exact(strided(x, 1000)).numpy())
     x += 0.125
-    found = compiled.digest_of_change(x, kept[1], 1000)
-    assert found is not None
-    assert_same(found, Summary.of(exact(strided(x, 1000)) - kept[1]))
-    assert compiled.digest_of_change(x[:2], kept[1], 1000) is None
+    now = compiled.gathered(x, 1000)
+    assert now is not None
+    (found,) = compiled.digests([(now, kept)])
+    assert_same(found, Summary.of(exact(strided(x, 1000)) - torch.from_numpy(kept.values)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_are_told_at_once_by_any_number_of_threads(threads, monkeypatch):
+    if pool.missing() is not None:
+        pytest.skip(str(pool.missing()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(compiled, "AT_ONCE", 7)
+    tensors = [torch.randn(20 + 13 * at).to(DTYPES[at % 4]) for at in range(40)]
+    samples = [(compiled.gathered(x), None) for x in tensors]
+    at_once = compiled.gathered_all([*tensors, torch.ones(2, dtype=torch.int8)], pool.launch)
+    assert at_once.pop() is None
+    for one, (other, _) in zip(at_once, samples, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+    assert compiled.digests(samples, pool.launch) == [compiled.digests([sample])[0] for sample in samples]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -132,7 +147,7 @@ def test_channels_have_moments_of_their_own(dtype):
     ids=["integers", "booleans", "meta", "sparse", "complex", "negated view", "subclass"],
 )
 def test_what_is_not_served_is_left_to_torch(x):
-    assert compiled.digest(x) is None and compiled.digest_and_sample(x) is None
+    assert compiled.digest(x) is None and compiled.gathered(x) is None
 
 
 def test_moments_are_exact_far_from_zero():
@@ -147,7 +162,7 @@ def test_without_numba_everything_is_none_and_the_reason_is_told():
     code = (
         "import sys; sys.modules['numba'] = None; import torch; from normscope.stats import compiled;"
         "assert compiled.digest(torch.ones(3)) is None; print(compiled.prepare());"
-        "assert compiled.digest(torch.ones(3)) is None and compiled.digest_and_sample(torch.ones(3)) is None"
+        "assert compiled.digest(torch.ones(3)) is None and compiled.gathered(torch.ones(3)) is None"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.startswith("ModuleNotFoundError: ")

@@ -33,7 +33,7 @@ def _loss(output, target):
 
 POINTS = [
     "normscope.watch.taps:row_of",
-    "normscope.watch.update:row_of",
+    "normscope.watch.update:rows_of_all",
     "normscope.watch.observer:digests",
     "normscope.watch.fixed_batch:sites",
     "normscope.watch.observer:FixedBatch",
@@ -44,7 +44,7 @@ POINTS = [
     "normscope.watch.taps:first_tensor",
     "normscope.watch.taps:loss_in_backward",
     "normscope.watch.update:calling_scaler",
-    "normscope.watch.session:Cost",
+    "normscope.watch.account:Cost",
     "normscope.record.writer:Writer.summary",
     "normscope.record.writer:Writer.scalar",
     "normscope.record.writer:Writer.event",

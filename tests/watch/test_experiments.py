@@ -13,12 +13,13 @@ from normscope.anatomy.batch import Probe
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning
 from normscope.watch import schedule
+from normscope.watch.account import Account
 from normscope.watch.bench import LAYERS, Experiment, spread
 from normscope.watch.deviation import deviation
 from normscope.watch.fixed_batch import FixedBatch
 from normscope.watch.measure import measures, measures_named
 from normscope.watch.schedule import Budgeted, Cost, Due, Spending
-from normscope.watch.session import Watcher, watch
+from normscope.watch.session import watch
 
 EXPERIMENTS = ("gradient_shift", "landscape", "amplification")
 
@@ -205,7 +206,8 @@ def test_a_loss_is_looked_for_and_the_held_gradient_is_said(tmp_path):
 
 
 def test_experiments_run_where_they_are_named_or_in_turn_as_the_budget_affords(tmp_path, trainings, monkeypatch):
-    cost = Watcher._cost
+    cost = Account.cost.fget
+    assert cost is not None
 
     def run(name, steps, **settings):
         trainings["mlp"].run(steps, watching=lambda m, o: watch(m, o, tmp_path / name, loss_fn=loss, **settings))
@@ -222,7 +224,7 @@ def test_experiments_run_where_they_are_named_or_in_turn_as_the_budget_affords(t
     assert len(short.series("3", "gradient_shift")) and len(short.series("0", "depth_amplification"))
     assert not [event for event in short.events if "There is no" in event.text]
     monkeypatch.setattr(schedule, "LOAN", 0.0)
-    monkeypatch.setattr(Watcher, "_cost", lambda self: replace(cost(self), setup=0.0))
+    monkeypatch.setattr(Account, "cost", property(lambda self: replace(cost(self), setup=0.0)))
     poor = run("poor", 40, budget=1e-6)
     assert "effective_smoothness" not in poor.quantities(None)
     notes = [event.text for event in poor.events if event.kind == "note"]

@@ -295,6 +295,16 @@ def test_only_the_chosen_measures_are_taken(tmp_path, trainings):
     assert all(record.summary(site, 0, source) is None for site in record.sites for source in ("live", "probe"))
 
 
+def test_without_measures_the_training_alone_is_looked_at(tmp_path, trainings):
+    training = trainings["conv"]
+    model, optimizer = training.start()
+    with watch(model, optimizer, tmp_path, every=1, probes=()) as watcher:
+        training.one_step(model, optimizer)
+    record = watcher.record
+    assert record.summary("2:output", 0) is not None and watcher._guard.parts["fixed batch"] == 0
+    assert all(record.summary(site, 0, source) is None for site in record.sites for source in ("probe", "probe_eval"))
+
+
 # The replica.
 
 

@@ -18,9 +18,9 @@ class Drops:
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def add(self, kind: str, step: int | None = None) -> None:
-        """One more entry of `kind`, of `step`."""
-        self._counts[kind] += 1
+    def add(self, kind: str, step: int | None = None, count: int = 1) -> None:
+        """So many more entries of `kind`, of `step`."""
+        self._counts[kind] += count
         self._reach(step)
 
     def merge(self, other: Drops) -> None:

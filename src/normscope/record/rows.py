@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -60,10 +60,51 @@ class Row(NamedTuple):
     site: Site | None = None
 
 
+class Many(NamedTuple):
+    """Summaries or numbers of many sites at one step, which become rows when they are inserted.
+
+    Attributes:
+        table: "summary" or "scalar".
+        name: the source of the summaries, the quantity of the numbers.
+    """
+
+    table: str
+    step: int
+    name: str
+    sites: list[Site]
+    told: list[Any]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The row of each."""
+        if self.table == "summary":
+            return [summary_row(site, self.step, self.name, each) for site, each in zip(self.sites, self.told)]
+        return [scalar_row(site, self.step, self.name, each) for site, each in zip(self.sites, self.told)]
+
+    def columns(self, segment: int, numbers: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        """All columns of each, where `numbers` are those of the sites. SQLite makes counts that are floats integers."""
+        step, name = self.step, self.name
+        if self.table == "summary":
+            for site, each in zip(numbers, self.told):
+                yield (segment, site, step, name, each[10], *each[:9], _PLAIN + each[9])
+        else:
+            for site, each in zip(numbers, self.told):
+                yield (segment, site, step, name, each)
+
+
+def digest_rows(step: int, source: str, told: Sequence[tuple[Site, Digest]]) -> Many:
+    """The summaries of many tensors at one step. Raises ValueError for an unknown `source`."""
+    return Many("summary", int(step), _known(source), [site for site, _ in told], [each for _, each in told])
+
+
+def scalar_rows(step: int, quantity: str, told: Sequence[tuple[Site, float]]) -> Many:
+    """One number of each of many sites at one step."""
+    return Many("scalar", int(step), str(quantity), [site for site, _ in told], [float(each) for _, each in told])
+
+
 def summary_row(site: Site, step: int, source: str, summary: Summary | Digest) -> Row:
     """The row of one tensor's summary. Raises ValueError for an unknown `source`."""
-    if source not in SOURCES:
-        raise ValueError(f"a summary comes from one of {', '.join(SOURCES)}, not {source!r}")
+    source = _known(source)
     if isinstance(summary, Digest):
         digest, arrays = summary, _PLAIN + summary.code
     else:
@@ -73,6 +114,12 @@ def summary_row(site: Site, step: int, source: str, summary: Summary | Digest) -
     count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, _, size = digest
     numbers = int(zeros), int(nan), int(pos_inf), int(neg_inf)
     return Row("summary", (int(step), source, int(size), int(count), mean, m2, low, high, *numbers, arrays), site)
+
+
+def _known(source: str) -> str:
+    if source not in SOURCES:
+        raise ValueError(f"a summary comes from one of {', '.join(SOURCES)}, not {source!r}")
+    return source
 
 
 SUMMARY = (

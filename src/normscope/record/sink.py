@@ -14,7 +14,7 @@ from pathlib import Path
 from normscope import __version__
 from normscope.record import schema
 from normscope.record.lock import Lock
-from normscope.record.rows import Row, event_row, site_values
+from normscope.record.rows import Many, Row, event_row, site_values
 from normscope.terms.errors import RecordError
 from normscope.terms.site import Site
 
@@ -60,10 +60,11 @@ class Sink:
         self._segment = 0
         self._first_step: int | None = None
         self._sites: dict[Site, int] = {}
-        self._contents: set[tuple[int, str, str]] = set()
+        self._places: dict[tuple[Site | None, str, str], int] = {}  # whose contents are noted
+        self._latest: dict[tuple[str, str], tuple[list[Site], list[int]]] = {}
         self._meta: dict[str, Row] = {}
 
-    def write(self, rows: Sequence[Row], *, end: bool = False) -> list[str]:
+    def write(self, rows: Sequence[Row | Many], *, end: bool = False) -> list[str]:
         """Put `rows` into the file in one transaction, and on the disk; `end` says that nothing will follow.
 
         Returns the reasons of rows that cannot stand in a table; the others are written.
@@ -72,9 +73,9 @@ class Sink:
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
-        self._meta.update((row.values[0], row) for row in rows if row.table == "meta")
+        self._meta.update((row.values[0], row) for row in rows if isinstance(row, Row) and row.table == "meta")
         with closing(self._open()) as connection:
-            before = self._segment, self._first_step, dict(self._sites), set(self._contents)
+            before = self._segment, self._first_step, dict(self._sites), dict(self._places)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self._continue_segment(connection)
@@ -83,7 +84,8 @@ class Sink:
                     connection.execute("UPDATE segment SET ended = ? WHERE id = ?", (time.time(), self._segment))
                 connection.execute("COMMIT")
             except BaseException:
-                self._segment, self._first_step, self._sites, self._contents = before
+                self._segment, self._first_step, self._sites, self._places = before
+                self._latest = {}
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
@@ -128,36 +130,58 @@ class Sink:
             text = f"segment {last[0] + 1} continues a record that {'broke off' if last[1] is None else 'was closed'}"
             notes.append(event_row("note", text, data={"segment": last[0] + 1}))
         self._segment = last[0] + 1 if last else 1
-        self._first_step, self._sites, self._contents = None, {}, set()
+        self._first_step, self._sites, self._places, self._latest = None, {}, {}, {}
         connection.execute(
             "INSERT INTO segment (id, token, version, host, pid, started) VALUES (?, ?, ?, ?, ?, ?)",
             (self._segment, self._token, __version__, socket.gethostname(), os.getpid(), time.time()),
         )
         self._insert(connection, notes)
 
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[str]:
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row | Many]) -> list[str]:
         refused: list[str] = []
         steps: list[int] = []
         for row in rows:
             try:
-                place = (self._place(connection, row),) if row.table in _AT_A_STEP else ()
-                connection.execute(_INSERT[row.table], (self._segment, *place, *row.values))
-                steps += row.values[:1] if row.table in _AT_A_STEP else ()
+                steps += self._insert_one(connection, row)
             except _UNFIT as error:  # noqa: PERF203 (one bad row must not cost the others)
                 refused.append(f"a {row.table} could not be written: {error!r}")
+                if isinstance(row, Many):  # some may stand already, and are replaced by themselves
+                    refused += self._insert(connection, row.rows)
         for reason in dict.fromkeys(refused):
             connection.execute(_INSERT["event"], (self._segment, *event_row("fault", reason).values))
         self._supersede(connection, min(steps, default=None))
         return refused
 
-    def _place(self, connection: sqlite3.Connection, row: Row) -> int:
-        """The number of the row's site, which is noted, as is what the record now has of it."""
-        number = 0 if row.site is None else self._sites.get(row.site) or self._site(connection, row.site)
+    def _insert_one(self, connection: sqlite3.Connection, row: Row | Many) -> Sequence[int]:
+        """Insert one row, or those of one step; at which step, if it belongs to one."""
+        if isinstance(row, Many):
+            connection.executemany(_INSERT[row.table], row.columns(self._segment, self._numbers(connection, row)))
+            return (row.step,)
+        if row.table not in _AT_A_STEP:
+            connection.execute(_INSERT[row.table], (self._segment, *row.values))
+            return ()
         step, name = row.values[:2]
-        content = (number, "", name) if row.table == "summary" else (number, name, "")
-        if content not in self._contents:
-            connection.execute(_CONTENTS, (self._segment, *content, step))
-            self._contents.add(content)
+        number = self._place(connection, row.site, step, row.table, name)
+        connection.execute(_INSERT[row.table], (self._segment, number, *row.values))
+        return (step,)
+
+    def _numbers(self, connection: sqlite3.Connection, row: Many) -> list[int]:
+        """The numbers of its sites: most often those of the step before."""
+        sites, numbers = self._latest.get((row.table, row.name), ([], []))
+        if sites != row.sites:
+            numbers = [self._place(connection, site, row.step, row.table, row.name) for site in row.sites]
+            self._latest[row.table, row.name] = row.sites, numbers
+        return numbers
+
+    def _place(self, connection: sqlite3.Connection, site: Site | None, step: int, table: str, name: str) -> int:
+        """The number of a site, which is noted, as is what the record now has of it."""
+        known = self._places.get((site, table, name))
+        if known is not None:
+            return known
+        number = 0 if site is None else self._sites.get(site) or self._site(connection, site)
+        quantity, source = ("", name) if table == "summary" else (name, "")
+        connection.execute(_CONTENTS, (self._segment, number, quantity, source, step))
+        self._places[site, table, name] = number
         return number
 
     def _site(self, connection: sqlite3.Connection, site: Site) -> int:

@@ -8,14 +8,24 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from normscope.record import schema
 from normscope.record.drops import Drops
-from normscope.record.rows import Row, event_row, meta_row, scalar_row, summary_row, trial_row
+from normscope.record.rows import (
+    Many,
+    Row,
+    digest_rows,
+    event_row,
+    meta_row,
+    scalar_row,
+    scalar_rows,
+    summary_row,
+    trial_row,
+)
 from normscope.record.sink import Sink
 from normscope.record.surroundings import surroundings
 from normscope.stats.digest import Digest
@@ -68,14 +78,15 @@ class Writer:
         self._haste = max(1, queue_limit // 2)
 
         self._changed = threading.Condition()  # guards these, of which both sides know
-        self._queue: list[tuple[str, Callable[..., Row], tuple[Any, ...]]] = []
+        self._queue: list[tuple[str, int, Callable[..., Row | Many], tuple[Any, ...]]] = []
+        self._queued = 0
         self._waiting: Counter[str] = Counter()  # by kind: put in, and not yet on the disk
         self._drops = Drops()
         self._dropped = 0
         self._asked = self._answered = 0  # flushes
         self._closing = self._closed = False
 
-        self._rows: list[Row] = []  # these belong to the side that writes: encoded, and not yet on the disk
+        self._rows: list[Row | Many] = []  # these belong to the side that writes: encoded, and not yet on the disk
         self._taken: Counter[str] = Counter()  # entries that became those rows
         self._outage: tuple[float, str] | None = None  # since when the disk refuses, and why
         self._faults: list[str] = []
@@ -91,17 +102,19 @@ class Writer:
         """Put in the summary of one tensor; `source` is "live", "probe" or "probe_eval"."""
         self._put("summary", step, summary_row, site, step, source, summary)
 
-    def digests(self, step: int, source: str, digests: Iterable[tuple[Site, Digest]]) -> None:
+    def digests(self, step: int, source: str, digests: Sequence[tuple[Site, Digest]]) -> None:
         """Put in many summaries of one step at once."""
-        self._put_each("summary", step, summary_row, [(site, step, source, digest) for site, digest in digests])
+        if digests:
+            self._put("summary", step, digest_rows, step, source, digests, count=len(digests))
 
     def scalar(self, site: Site | None, step: int, quantity: str, value: float) -> None:
         """Put in one number of a site, or of the whole run (None)."""
         self._put("scalar", step, scalar_row, site, step, quantity, value)
 
-    def scalars(self, step: int, quantity: str, values: Iterable[tuple[Site, float]]) -> None:
+    def scalars(self, step: int, quantity: str, values: Sequence[tuple[Site, float]]) -> None:
         """Put in one number of each of many sites at once."""
-        self._put_each("scalar", step, scalar_row, [(site, step, quantity, value) for site, value in values])
+        if values:
+            self._put("scalar", step, scalar_rows, step, quantity, values, count=len(values))
 
     def event(self, kind: str, text: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Put in something that happened; the kinds are those of `Event`."""
@@ -156,22 +169,21 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, kind: str, step: int | None, encode: Callable[..., Row], *arguments: Any) -> None:
-        self._put_each(kind, step, encode, [arguments])
-
-    def _put_each(
-        self, kind: str, step: int | None, encode: Callable[..., Row], entries: Sequence[tuple[Any, ...]]
+    def _put(
+        self, kind: str, step: int | None, encode: Callable[..., Row | Many], *arguments: Any, count: int = 1
     ) -> None:
+        """Put in one entry, which stands for `count`, if there is room for the first of them."""
         if os.getpid() != self._pid:  # asked before the lock, which a fork may have copied while it was held
             return
         with self._changed:
-            room = 0 if self._closing else max(0, self._limits[kind] - self._waiting[kind])
-            self._queue += [(kind, encode, arguments) for arguments in entries[:room]]
-            self._waiting[kind] += len(entries[:room])
-            for _ in entries[room:]:
-                self._dropped += 1
-                self._drops.add(kind, step)
-            if len(self._queue) >= self._haste:
+            if self._closing or self._waiting[kind] >= self._limits[kind]:
+                self._dropped += count
+                self._drops.add(kind, step, count)
+                return
+            self._queue.append((kind, count, encode, arguments))
+            self._waiting[kind] += count
+            self._queued += count
+            if self._queued >= self._haste:
                 self._changed.notify_all()
 
     def _run(self) -> None:
@@ -187,12 +199,12 @@ class Writer:
         self._sink.release()
 
     def _is_wanted(self) -> bool:
-        return self._closing or self._asked > self._answered or len(self._queue) >= self._haste
+        return self._closing or self._asked > self._answered or self._queued >= self._haste
 
     def _write(self, *, first: bool = False, end: bool = False) -> None:
         """Put what waits on the disk, or keep it for the next time."""
         with self._changed:
-            queue, self._queue = self._queue, []
+            queue, self._queue, self._queued = self._queue, [], 0
             drops, self._drops = self._drops, Drops()
         self._encode(queue)
         try:
@@ -220,7 +232,9 @@ class Writer:
         kept, lost = [], Drops()
         lost.merge(drops)
         for row in self._rows:
-            if row.table in _SAMPLES:
+            if isinstance(row, Many):
+                lost.add(row.table, row.step, len(row.sites))
+            elif row.table in _SAMPLES:
                 lost.add(row.table, row.values[0])
             else:
                 kept.append(row)
@@ -231,9 +245,9 @@ class Writer:
         with self._changed:
             self._waiting.subtract({kind: count for kind, count in self._taken.items() if kind not in _SAMPLES})
 
-    def _encode(self, queue: list[tuple[str, Callable[..., Row], tuple[Any, ...]]]) -> None:
-        for kind, encode, arguments in queue:
-            self._taken[kind] += 1
+    def _encode(self, queue: list[tuple[str, int, Callable[..., Row | Many], tuple[Any, ...]]]) -> None:
+        for kind, count, encode, arguments in queue:
+            self._taken[kind] += count
             try:
                 self._rows.append(encode(*arguments))
             except Exception as error:  # whatever was put in, the rest is written

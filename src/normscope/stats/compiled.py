@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
 MOST = 2**18 - 4
 """Elements of one digest, at most."""
 
+AT_ONCE = 256
+"""Digests of one call: room for more would be wasted on small models."""
+
 _BYTES = 3 * BINS  # of the longest code: of that many elements few bins hold more than two bytes can tell
-_NO_PLACES = np.empty(0, dtype=np.int64)
+_BLOCK = 2**15  # words that samples share; of 8 bytes each
+
+Launch = Callable[[Any, Any, int], None]
 
 _loops: ModuleType | None = None
 _kinds: dict[torch.dtype, int] = {}  # as `fused.told32` numbers them
@@ -36,7 +43,7 @@ _missing: str | None = None
 def prepare() -> str | None:
     """Load the loops: half a second, and some six when they are first compiled on a machine.
 
-    Returns None when they are there, else why not; then `digest` and `by_channel` give None, and torch computes.
+    Returns None when they are there, else why not; then `gathered` and `digest` give None, and torch computes.
     """
     global _loops, _missing, _types, _strided
     if _loops is None and _missing is None:
@@ -55,20 +62,64 @@ def prepare() -> str | None:
 
 
 class _Room(threading.local):
-    """What the loops write to; hooks of several threads may run at once."""
+    """What the loops write to, kept from one call to the next; hooks of several threads may run at once."""
 
     def __init__(self) -> None:
-        self.numbers = np.empty(9)
-        self.code = np.empty(_BYTES, dtype=np.uint8)
-        self.samples = {4: np.empty(0, dtype=np.float32), 8: np.empty(0)}
+        self.words = np.empty(7, dtype=np.int64)
+        self.samples = np.empty((0, 5), dtype=np.int64)
+        self.numbers = np.empty((0, 9))
+        self.codes = np.empty((0, _BYTES), dtype=np.uint8)
+        self._wide = np.empty(0)
+        self._narrow = self._wide.view(np.float32)
+        self._at = self._start = 0
 
-    def sample(self, itemsize: int, count: int) -> np.ndarray:
-        if len(self.samples[itemsize]) < count:
-            self.samples[itemsize] = np.empty(count, dtype=self.samples[itemsize].dtype)
-        return self.samples[itemsize][:count]
+    def grow(self, count: int) -> None:
+        """Have room for so many digests."""
+        if len(self.samples) < count:
+            self.samples = np.empty((count, 5), dtype=np.int64)
+            self.numbers = np.empty((count, 9))
+            self.codes = np.empty((count, _BYTES), dtype=np.uint8)
+
+    def sample(self, kind: int, count: int, size: int) -> Sample:
+        """An empty one of so many elements, that stands for `size`. It keeps alive the block of which it is a part."""
+        at, words = self._at, count if kind == 8 else (count + 1) // 2
+        if at + words > len(self._wide):
+            self._wide = np.empty(max(_BLOCK, words))
+            self._narrow = self._wide.view(np.float32)
+            self._start, at = _place(self._wide), 0
+        self._at = at + words
+        values = self._wide[at : at + count] if kind == 8 else self._narrow[2 * at : 2 * at + count]
+        return Sample(values, size, self._start + 8 * at)
 
 
 _room = _Room()
+
+
+class _Layout(NamedTuple):
+    """Which elements `strided` takes: each so many in memory; or where they lie, by the address of `listed` places."""
+
+    step: int
+    places: int
+    listed: int
+    taken: int
+    size: int
+    kept: np.ndarray | None = None  # the places, so that their address stays theirs
+
+
+class Sample(NamedTuple):
+    """Elements of a tensor, to be told in a digest.
+
+    values: 1-D, contiguous, float32 or float64. size: elements of the tensor. address: where the values lie.
+    """
+
+    values: np.ndarray
+    size: int
+    address: int
+
+    @classmethod
+    def of(cls, values: np.ndarray, size: int) -> Sample:
+        """That of contiguous values."""
+        return cls(values, size, _place(values))
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -76,51 +127,95 @@ def serves(x: torch.Tensor) -> bool:
     return _kind(x) is not None
 
 
+def gathered(x: torch.Tensor, n: int = 8192) -> Sample | None:
+    """``strided(x, n)``, copied from where it lies; None for what the loops do not serve."""
+    kind = _kind(x)
+    if kind is None or _loops is None:
+        return None
+    step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
+    sample = _room.sample(kind, count, size)
+    _loops.gather(x.data_ptr(), kind, step, places, listed, count, sample.address)
+    return sample
+
+
+def gathered_all(tensors: Sequence[torch.Tensor], launch: Launch, n: int = 8192) -> list[Sample | None]:
+    """The same of many tensors at once; `launch` as for `digests`."""
+    found: list[Sample | None] = []
+    calls: list[tuple[int, ...]] = []
+    for x in tensors:
+        kind = _kind(x)
+        if kind is None:
+            found.append(None)
+            continue
+        step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
+        sample = _room.sample(kind, count, size)
+        found.append(sample)
+        calls.append((x.data_ptr(), kind, step, places, listed, count, sample.address))
+    if calls and _loops is not None:
+        told, words = np.array(calls, dtype=np.int64), _room.words
+        words[:4] = 0, _place(words), len(calls), _place(told)
+        launch(_loops.gather_all, words, len(calls))
+    return found
+
+
+def digests(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None = None) -> list[Digest]:
+    """The digest of each of `samples`, less the earlier one that comes with it. Only where the loops are there.
+
+    Each is of at most `MOST` elements. launch: ``launch(C function, its words, tasks)`` has several threads run it;
+    without it this thread does all.
+    """
+    told: list[Digest] = []
+    for start in range(0, len(samples), AT_ONCE):
+        told += _told(samples[start : start + AT_ONCE], launch)
+    return told
+
+
+def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None) -> Iterator[Digest]:
+    assert _loops is not None
+    count = len(samples)
+    _room.grow(count)
+    known, words = _room.samples, _room.words
+    known[:count, :4] = [
+        (sample.values.itemsize, len(sample.values), sample.address, 0 if before is None else before.address)
+        for sample, before in samples
+    ]
+    places = (_place(array) for array in (known, _room.numbers, _room.codes))
+    words[:] = (0, _place(words), count, *places, _BYTES)
+    if launch is None:
+        _loops.tell.ctypes(int(words[1]))
+    else:
+        launch(_loops.tell, words, count)
+    codes = _room.codes.reshape(-1).data
+    ends = (known[:count, 4] + np.arange(0, count * _BYTES, _BYTES)).tolist()
+    return (
+        Digest._make((*numbers, bytes(codes[start:end]), sample.size))
+        for numbers, start, end, (sample, _) in zip(
+            _room.numbers[:count].tolist(), range(0, count * _BYTES, _BYTES), ends, samples
+        )
+    )
+
+
 def digest(x: torch.Tensor, n: int = 8192) -> Digest | None:
-    """The digest of ``strided(x, n)``, read where it lies; None for what the loops do not serve."""
-    kind = _kind(x)
-    if kind is None:
-        return None
-    step, places, count = _layout(x.shape, x.stride(), n)
-    return _told(x, kind, step, places, _room.sample(8 if kind == 8 else 4, count), less=False)
-
-
-def digest_and_sample(x: torch.Tensor, n: int = 8192) -> tuple[Digest, torch.Tensor] | None:
-    """The digest, and the sample itself: 1-D, float32 or float64."""
-    kind = _kind(x)
-    if kind is None:
-        return None
-    import torch
-
-    step, places, count = _layout(x.shape, x.stride(), n)
-    sample = torch.empty(count, dtype=torch.float64 if kind == 8 else torch.float32)
-    return _told(x, kind, step, places, sample.numpy(), less=False), sample
-
-
-def digest_of_change(x: torch.Tensor, before: torch.Tensor, n: int = 8192) -> Digest | None:
-    """The digest of ``strided(x, n) - before``, where `before` is an earlier sample of the same tensor."""
-    kind = _kind(x)
-    if kind is None or (kind == 8) != (before.dtype.itemsize == 8):
-        return None
-    step, places, count = _layout(x.shape, x.stride(), n)
-    return None if count != len(before) else _told(x, kind, step, places, before.numpy(), less=True)
+    """The digest of ``strided(x, n)``; None for what the loops do not serve."""
+    sample = gathered(x, n)
+    return None if sample is None else digests([(sample, None)])[0]
 
 
 def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tuple[Digest, Moments, np.ndarray] | None:
     """The digest of the elements at `places` in memory, counted from the first of `x`, and the moments per channel.
 
-    Beside them the elements themselves (cells, channels), which the next call in this thread overwrites.
+    Beside them the elements themselves (cells, channels).
 
     places: int64, channel by channel of one cell after the other, at most `MOST`.
     """
     kind = _kind(x)
     if kind is None or _loops is None:
         return None
-    sample, moments = _room.sample(8 if kind == 8 else 4, len(places)), np.empty((3, channels))
-    told = _told(x, kind, 1, places, sample, less=False)
-    rows = sample.reshape(-1, channels)
+    sample, moments = _room.sample(kind, len(places), x.numel()), np.empty((3, channels))
+    _loops.gather(x.data_ptr(), kind, 1, _place(places), len(places), len(places), sample.address)
+    rows = sample.values.reshape(-1, channels)
     _loops.channels(rows, moments)
-    return told, Moments(*moments), rows
+    return digests([(sample, None)])[0], Moments(*moments), rows
 
 
 def _kind(x: torch.Tensor) -> int | None:
@@ -130,26 +225,17 @@ def _kind(x: torch.Tensor) -> int | None:
     return _kinds.get(x.dtype)
 
 
-def _told(x: torch.Tensor, kind: int, step: int, places: np.ndarray, sample: np.ndarray, *, less: bool) -> Digest:
-    assert _loops is not None
-    numbers, code = _room.numbers, _room.code
-    if kind == 8:
-        length = _loops.told64(x.data_ptr(), step, places, less, sample, numbers, code)
-    else:
-        length = _loops.told32(x.data_ptr(), kind, step, places, less, sample, numbers, code)
-    return Digest._make((*numbers.tolist(), code[:length].tobytes(), x.numel()))
+def _place(values: np.ndarray) -> int:
+    return values.__array_interface__["data"][0]
 
 
 @lru_cache(maxsize=256)
-def _layout(shape: tuple[int, ...], strides: tuple[int, ...], n: int) -> tuple[int, np.ndarray, int]:
-    """Which elements `strided` takes: the step through memory, or their places there, and how many."""
-    numel = 1
-    for size in shape:
-        numel *= size
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], n: int) -> _Layout:
+    numel = prod(shape)
     if is_dense(shape, strides):
         step = stride(tuple(size for _, size in sorted(zip(strides, shape))), n)
-        return step, _NO_PLACES, -(-numel // step)
+        return _Layout(step, 0, 0, -(-numel // step), numel)
     step = stride(tuple(shape[::-1]), n)
     chosen = np.unravel_index(np.arange(0, numel, step), shape)
-    places = sum(index * by for index, by in zip(chosen, strides))
-    return 1, np.ascontiguousarray(places, dtype=np.int64), len(chosen[0])
+    places = np.asarray(sum(index * by for index, by in zip(chosen, strides)), dtype=np.int64)
+    return _Layout(1, _place(places), len(places), len(places), numel, places)

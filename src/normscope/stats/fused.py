@@ -1,9 +1,11 @@
-"""One read of a tensor gives everything that a `Digest` holds: compiled loops over the memory of CPU tensors.
+"""Compiled loops: one copies a sample out of the memory of a CPU tensor, one tells all that a `Digest` holds of many.
 
 The only file of this part that imports Numba. What is computed is specified by `sample.strided` (which elements),
 `sketch.cells` (which bin), `moments.two_pass` and `code.encode`; the tests hold every number to those.
 Memory is told by its address: making a NumPy array of a tensor costs as much as a tenth of the whole summary.
 """
+
+# pyright: reportCallIssue=false
 
 from __future__ import annotations
 
@@ -11,15 +13,20 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 BINS, CELLS = 2048, 2052  # as in `sketch`: bins, then exact zeros, NaN, +∞, −∞
 MOST = 2**18 - 4  # elements: a quarter of them still fits 16 bits
+WORDS = 7  # in the argument of `tell`
+NUMBERS = 9  # of a digest: count, mean, M2, low, high, zeros, NaN, +∞, −∞
 
 _IN_ORDER = {"nsz", "contract"}
 _ANY_ORDER = {"reassoc", "nsz", "contract", "nnan", "ninf"}  # where every value is known to be finite
 _HALF_SCALES = np.ldexp(np.float32(1), np.maximum(np.arange(32), 1) - 25)  # by the exponent of a float16
+_LEAST32, _MOST32 = np.int32(-(2**31)), np.int32(2**31 - 1)
+_LEAST64, _MOST64 = -(2**63), 2**63 - 1
 
 
 def _cast(kind: Any) -> Any:
@@ -36,10 +43,35 @@ def _cast(kind: Any) -> Any:
 _float32, _float64, _uint16, _int64, _uint8 = map(_cast, (nb.float32, nb.float64, nb.uint16, nb.int64, nb.uint8))
 
 
+@intrinsic
+def _next(typing: Any, address: Any) -> Any:
+    """Count the word at `address` up by one, for all threads at once; what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], word.as_pointer()), word(1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _address(typing: Any, pointer: Any) -> Any:
+    """Where a pointer points, as a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], ir.IntType(64))
+
+    return types.int64(types.voidptr), generate
+
+
 @nb.njit
 def _gather(x: Any, step: int, places: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = x[places[i] if places.size else i * step]
+    if places.size:
+        for i in range(out.size):
+            out[i] = x[places[i]]
+    else:
+        for i in range(out.size):
+            out[i] = x[i * step]
 
 
 @nb.njit
@@ -88,9 +120,9 @@ def _cells64(x: Any, cells: Any) -> None:
 
 
 @nb.njit
-def _tally(cells: Any) -> Any:
-    """How many elements each cell has, uint32 (CELLS,). Four at a time, so that none waits for the one before."""
-    parts = np.zeros((4, CELLS), np.uint16)
+def _tally(cells: Any, parts: Any, counts: Any) -> None:
+    """How many elements each cell has, into `counts`. Four at a time, so that none waits for the one before."""
+    parts[:] = 0
     for i in range(0, cells.size // 4 * 4, 4):
         parts[0, cells[i]] += np.uint16(1)
         parts[1, cells[i + 1]] += np.uint16(1)
@@ -98,10 +130,8 @@ def _tally(cells: Any) -> Any:
         parts[3, cells[i + 3]] += np.uint16(1)
     for i in range(cells.size // 4 * 4, cells.size):
         parts[0, cells[i]] += np.uint16(1)
-    counts = np.empty(CELLS, np.uint32)
     for i in range(CELLS):
         counts[i] = np.uint32(parts[0, i]) + np.uint32(parts[1, i]) + np.uint32(parts[2, i]) + np.uint32(parts[3, i])
-    return counts
 
 
 @nb.njit
@@ -117,17 +147,39 @@ def _finite(x: Any, count: int) -> Any:
 
 @nb.njit(fastmath=_ANY_ORDER)
 def _moments(x: Any, numbers: Any) -> None:
-    """Mean, M2, low and high of finite values: two passes, in float64."""
-    total, low, high = 0.0, x[0], x[0]
+    """Mean and M2 of finite values: two passes, in float64."""
+    total = 0.0
     for i in range(x.size):
         total += np.float64(x[i])
-    for i in range(x.size):
-        low, high = min(low, x[i]), max(high, x[i])
     mean, m2 = total / x.size, 0.0
     for i in range(x.size):
         deviation = np.float64(x[i]) - mean
         m2 += deviation * deviation
-    numbers[1], numbers[2], numbers[3], numbers[4] = mean, m2, low, high
+    numbers[1], numbers[2] = mean, m2
+
+
+# The bits of a float, those of a negative one turned around, are integers in the order of the values; and the least of
+# integers is found by vector code, which the least of floats is not.
+
+
+@nb.njit
+def _bounds32(x: Any, numbers: Any) -> None:
+    bits, bounds = x.view(np.int32), np.array([_MOST32, _LEAST32])
+    for i in range(bits.size):
+        key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> np.int32(31)) & _MOST32))
+        bounds[0], bounds[1] = min(bounds[0], key), max(bounds[1], key)
+    bounds ^= (bounds >> np.int32(31)) & _MOST32
+    numbers[3:5] = bounds.view(np.float32)
+
+
+@nb.njit
+def _bounds64(x: Any, numbers: Any) -> None:
+    bits, bounds = x.view(np.int64), np.array([_MOST64, _LEAST64])
+    for i in range(bits.size):
+        key = bits[i] ^ (bits[i] >> 63 & _MOST64)
+        bounds[0], bounds[1] = min(bounds[0], key), max(bounds[1], key)
+    bounds ^= (bounds >> 63) & _MOST64
+    numbers[3:5] = bounds.view(np.float64)
 
 
 @nb.njit
@@ -159,17 +211,34 @@ def _encode(counts: Any, code: Any) -> int:
 
 
 @nb.njit
-def _tell(x: Any, cells: Any, numbers: Any, code: Any) -> int:
-    counts = _tally(cells)
+def _told(x: Any, cells: Any, parts: Any, counts: Any, numbers: Any, code: Any) -> int:
+    """The digest of `x`; the bytes written to `code`. What is in `cells`, `parts` and `counts` does not matter."""
+    double = x.itemsize == 8
+    if double:
+        _cells64(x.view(np.float64), cells)
+    else:
+        _cells32(x.view(np.float32), cells)
+    _tally(cells, parts, counts)
     count = x.size - (counts[BINS + 1] + counts[BINS + 2] + counts[BINS + 3])
     numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = count, np.nan, 0.0, np.nan, np.nan
-    if count == x.size and count:
-        _moments(x, numbers)
-    elif count:
-        _moments(_finite(x, count), numbers)
+    if count:
+        kept = x if count == x.size else _finite(x, count)
+        _moments(kept, numbers)
+        if double:
+            _bounds64(kept.view(np.float64), numbers)
+        else:
+            _bounds32(kept.view(np.float32), numbers)
     for i in range(4):
         numbers[5 + i] = counts[BINS + i]
     return _encode(counts, code)
+
+
+@nb.njit
+def _less(x: Any, before: Any) -> Any:
+    out = np.empty_like(x)
+    for i in range(x.size):
+        out[i] = x[i] - before[i]
+    return out
 
 
 @nb.njit(fastmath=_IN_ORDER)
@@ -190,50 +259,80 @@ def _channels(x: Any, moments: Any) -> None:
             moments[2, j] += deviation * deviation if x[i, j] - x[i, j] == 0 else 0.0
 
 
-_WORDS = nb.int64
-_PLACES = nb.int64[::1]
-_TOLD = (nb.float64[::1], nb.uint8[::1])
+@nb.njit
+def _gathered(address: int, kind: int, step: int, places: Any, count: int, out: int) -> None:
+    """Copy the elements at 0, `step`, 2·`step` … (or at `places`) of what lies at `address` to `out`.
 
-
-def _compiled(*arguments: Any) -> Any:
-    return nb.njit(nb.int64(*arguments, *_TOLD), cache=True, boundscheck=False)
-
-
-@_compiled(nb.int64, nb.int64, nb.int64, _PLACES, nb.boolean, nb.float32[::1])
-def told32(address: int, kind: int, step: int, places: Any, less: bool, sample: Any, numbers: Any, code: Any) -> int:
-    """The digest of the elements at 0, `step`, 2·`step` … (or at `places`) of what lies at `address`.
-
-    kind: the number of bytes of a float32 or bfloat16 element, 3 for float16. sample: float32, as long as elements
-    are to be read; it is filled with them. less: whether the digest is of the elements less what `sample` holds.
-    numbers: filled with count, mean, M2, low, high, zeros, NaN, +∞, −∞. Returns the bytes written to `code`.
+    kind: the number of bytes of a float64, float32 or bfloat16 element, 3 for float16. To `out` go float64 for the
+    first of them, else float32.
     """
-    read = np.empty(sample.size, np.float32) if less else sample
-    span = max(1, sample.size) * step
-    if kind == 4:
-        _gather(nb.carray(_float32(address), (span,)), step, places, read)
+    span = max(1, count) * step
+    if kind == 8:
+        _gather(nb.carray(_float64(address), (span,)), step, places, nb.carray(_float64(out), (count,)))
+    elif kind == 4:
+        _gather(nb.carray(_float32(address), (span,)), step, places, nb.carray(_float32(out), (count,)))
     elif kind == 3:
-        _gather_float16(nb.carray(_uint16(address), (span,)), step, places, read)
+        _gather_float16(nb.carray(_uint16(address), (span,)), step, places, nb.carray(_float32(out), (count,)))
     else:
-        _gather_bfloat16(nb.carray(_uint16(address), (span,)), step, places, read)
-    if less:
-        for i in range(read.size):
-            read[i] -= sample[i]
-    cells = np.empty(read.size, np.uint16)
-    _cells32(read, cells)
-    return _tell(read, cells, numbers, code)
+        _gather_bfloat16(nb.carray(_uint16(address), (span,)), step, places, nb.carray(_float32(out), (count,)))
 
 
-@_compiled(nb.int64, nb.int64, _PLACES, nb.boolean, nb.float64[::1])
-def told64(address: int, step: int, places: Any, less: bool, sample: Any, numbers: Any, code: Any) -> int:
-    """The same of float64 elements."""
-    read = np.empty(sample.size, np.float64) if less else sample
-    _gather(nb.carray(_float64(address), (max(1, sample.size) * step,)), step, places, read)
-    if less:
-        for i in range(read.size):
-            read[i] -= sample[i]
-    cells = np.empty(read.size, np.uint16)
-    _cells64(read, cells)
-    return _tell(read, cells, numbers, code)
+@nb.njit(nb.void(*[nb.int64] * 7), cache=True, boundscheck=False, error_model="numpy")
+def gather(address: int, kind: int, step: int, places: int, listed: int, count: int, out: int) -> None:
+    """As `_gathered`, with the address of `listed` places, of which there may be none."""
+    _gathered(address, kind, step, nb.carray(_int64(places), (listed,)), count, out)
+
+
+@nb.cfunc(nb.void(types.voidptr), cache=True, error_model="numpy")
+def gather_all(argument: Any) -> None:
+    """The same of many tensors, by any number of threads at once; each takes the next tensor until none is left.
+
+    The argument is an array of `WORDS` words: the number of tensors taken; its own address; the number of tensors; the
+    address of the arguments of `gather`, 7 words a tensor.
+    """
+    address = _address(argument)
+    words = nb.carray(_int64(address), (WORDS,))
+    rows = nb.carray(_int64(words[3]), (words[2], 7))
+    while True:
+        at = _next(address)
+        if at >= words[2]:
+            break
+        row = rows[at]
+        _gathered(row[0], row[1], row[2], nb.carray(_int64(row[3]), (row[4],)), row[5], row[6])
+
+
+@nb.cfunc(nb.void(types.voidptr), cache=True, error_model="numpy")
+def tell(argument: Any) -> None:
+    """The digests of many samples, by any number of threads at once; each takes the next sample until none is left.
+
+    The argument is an array of `WORDS` words: the number of samples taken; its own address; the number of samples;
+    then addresses of arrays with one entry a sample: (bytes of an element, elements, address, address of what is to be
+    subtracted or 0, bytes written to its code), 5 words each; numbers (`NUMBERS` float64 each); codes, and the bytes
+    that each has room for.
+    """
+    address = _address(argument)
+    words = nb.carray(_int64(address), (WORDS,))
+    count = words[2]
+    samples = nb.carray(_int64(words[3]), (count, 5))
+    numbers = nb.carray(_float64(words[4]), (count, NUMBERS))
+    codes = nb.carray(_uint8(words[5]), (count, words[6]))
+    parts, counts = np.empty((4, CELLS), np.uint16), np.empty(CELLS, np.uint32)
+    cells = np.empty(8192, np.uint16)
+    while True:
+        at = _next(address)
+        if at >= count:
+            break
+        width, size, start, before = samples[at, 0], samples[at, 1], samples[at, 2], samples[at, 3]
+        if cells.size < size:
+            cells = np.empty(size, np.uint16)
+        if width == 8:
+            wide = nb.carray(_float64(start), (size,))
+            wide = _less(wide, nb.carray(_float64(before), (size,))) if before else wide
+            samples[at, 4] = _told(wide, cells[:size], parts, counts, numbers[at], codes[at])
+        else:
+            x = nb.carray(_float32(start), (size,))
+            x = _less(x, nb.carray(_float32(before), (size,))) if before else x
+            samples[at, 4] = _told(x, cells[:size], parts, counts, numbers[at], codes[at])
 
 
 @nb.njit([nb.void(nb.float32[:, ::1], nb.float64[:, ::1]), nb.void(nb.float64[:, ::1], nb.float64[:, ::1])], cache=True)

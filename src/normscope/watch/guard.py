@@ -37,7 +37,7 @@ class Guard:
 
     def __call__(self, part: str, act: Callable[..., Any], *args: Any, step: int | None = None) -> Any:
         """What ``act(*args)`` returns; None when it raised or when `part` is switched off."""
-        if self._faults[part] >= PATIENCE:
+        if self._faults and self._faults[part] >= PATIENCE:
             return None
         outermost, self._inside = not self._inside, True
         started = perf_counter()

@@ -27,8 +27,12 @@ class Hook:
         self._act = act
 
     def __call__(self, *told: Any) -> None:
-        if not torch.compiler.is_compiling() and not callable(_compiler()):
+        if torch.compiler.is_compiling() or callable(_compiler()):
+            return
+        if torch._C._len_torch_dispatch_stack():
             out_of_sight(self._act, *told)
+        else:
+            self._act(*told)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # From the standard library, takes any arguments, does nothing: a saved model loads where Normscope is not.

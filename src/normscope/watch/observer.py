@@ -24,12 +24,12 @@ from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
 from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
-from normscope.watch.plan import Plan
+from normscope.watch.plan import ELEMENTS, Plan
 from normscope.watch.sample import Row, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.shards import NobodyCame, lower_precision
 from normscope.watch.taps import Taps
-from normscope.watch.update import Update, unscaled
+from normscope.watch.update import Update
 
 
 class Observer:
@@ -56,11 +56,13 @@ class Observer:
         live: bool,
         in_turn: bool = False,
         replicated: bool = False,
+        elements: int = ELEMENTS,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
         self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
         self._experiments = [measure for measure in measures if isinstance(measure, Experiment)]
         self._in_turn, self._turn = in_turn, 0
+        self._elements = elements
         self._replicated = replicated  # another process writes the same parameters
         self._batch_size: int | None = None  # of the first batch: the last of an epoch is often smaller
         self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
@@ -68,7 +70,8 @@ class Observer:
         self._told: set[Experiment] = set()
         self._plan: Plan | None = None
         self._fixed: FixedBatch | None = None
-        self._taps: Taps | None = None
+        self._standing: Taps | None = None  # with its hooks on the model
+        self._taps: Taps | None = None  # the same, at a sampled step
         self._update: Update | None = None
         self._held: Tensor | None = None
         self._tried = self._looked_for_unseen = self._owed = False
@@ -90,7 +93,7 @@ class Observer:
             self._keep_probe(step, batch)
             batch = None  # held or not, there is no second one to compare it with
         self._guard("plan", self._prepare, step=step)
-        self._owed |= due.probe  # until there is a batch to run
+        self._owed |= due.probe and bool(self._measures)  # until there is a batch to run
         if self._owed and self._fixed is not None:
             self._owed = False
             self._guard("fixed batch", self._with_all, self._run_fixed, step, self._fixed, batch, step=step)
@@ -178,10 +181,16 @@ class Observer:
             self._journal.say(f"There is no {name} of this run: {why}.")
 
     def leave(self) -> None:
-        """Take everything off the model; what was seen and not written is forgotten."""
+        """The sampled step is over; what was seen and not written is forgotten."""
         if self._taps is not None:
-            self._taps.detach()
+            self._taps.rest()
         self.step = self._taps = self._update = None
+
+    def withdraw(self) -> None:
+        """Take the hooks off the modules, which stand there as long as step after step is sampled."""
+        if self._standing is not None:
+            self._standing.detach()
+        self._standing = None
 
     def _next_experiments(self) -> list[Experiment]:
         """All, or the one whose turn it is."""
@@ -232,7 +241,8 @@ class Observer:
                 self._fixed = FixedBatch(self._model, self.probe, self._measures, loss_fn=self.loss_fn, seed=self._seed)
         except NormscopeError as error:
             self._journal.say(f"There is no fixed batch; only the training is watched. {error}", warn=True)
-        self._plan = Plan.of(self._model, sites(self._model) if self._fixed is None else self._fixed.sites)
+        found = sites(self._model) if self._fixed is None else self._fixed.sites
+        self._plan = Plan.of(self._model, found, self._elements)
         self._tell(self._plan, self._fixed)
 
     def _tell(self, plan: Plan, fixed: FixedBatch | None) -> None:
@@ -258,19 +268,20 @@ class Observer:
             self._journal.say(f"The loss of the fixed batch could not be differentiated: {fixed.trouble!r}", step=step)
 
     def _attached(self, plan: Plan, compiled: bool) -> Taps:
-        update = self._update
-        taps = Taps(
-            self._model,
-            plan,
-            self._guard,
-            hold=self._worth_holding,
-            cleared=lambda: update is not None and update.cleared,
-        )
+        if self._standing is not None and self._standing.plan is plan and self._standing.attached is not compiled:
+            return self._standing
+        self.withdraw()
+        taps = Taps(self._model, plan, self._guard, hold=self._worth_holding, cleared=self._is_cleared)
         if compiled:
             self._journal.say("The model is compiled: inside, it is watched on the fixed batch alone.")
         else:
             taps.attach()
+        self._standing = taps
         return taps
+
+    def _is_cleared(self) -> bool:
+        """Whether the gradients of the step were thrown away before its update."""
+        return self._update is not None and self._update.cleared
 
     def _worth_holding(self, gradient: Tensor) -> bool:
         """Whether the fixed batch may need the gradient of the output, and it is no larger than the model itself."""
@@ -283,7 +294,7 @@ class Observer:
         """Bring all that was read to the CPU, in one transfer a device, and write it."""
         rows = [*update.parameters, *update.gradients, *update.changes]
         rounds = self._rounds_of(step, taps, update)
-        loss = row_of(Site(""), taps.loss) if rounds and taps is not None else None
+        loss = row_of(Site(""), taps.loss, 1) if rounds and taps is not None else None
         sizes = [len(rows), *(len(each) for each in rounds)]
         told = digests([*rows, *(row for each in rounds for row in each), *([] if loss is None else [loss])])
         own, *passes = (told[end - size : end] for size, end in zip(sizes, accumulate(sizes)))
@@ -297,7 +308,7 @@ class Observer:
             if taps.root_gradient is not None:
                 self._held = taps.root_gradient / update.scale
         own = [] if self._replicated else own
-        seen = merged([one for each in sound for one in each])
+        seen = sound[0] if len(sound) == 1 else merged([one for each in sound for one in each])
         self._journal.live(step, [*seen, *own])
         if seen and loss is not None:
             self._journal.found_loss(step, _value(told[-1][1]) / update.scale)
@@ -314,7 +325,7 @@ class Observer:
             )
             return []
         scale = update.scale
-        return [[*forward, *(unscaled(row, scale) for row in backward)] for forward, backward in taps.rounds]
+        return [[*forward, *(row.over(scale) for row in backward)] for forward, backward in taps.rounds]
 
     def _tell_unseen(self, step: int, taps: Taps) -> None:
         """Note, of the first pass that is written, the modules of which nothing was seen."""

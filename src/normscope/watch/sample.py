@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscope.kernels.cpu import pool
 from normscope.stats import compiled
 from normscope.stats.batch import summarize
+from normscope.stats.compiled import Sample
 from normscope.stats.digest import Digest
 from normscope.stats.quantiles import Quantiles
 from normscope.stats.sample import strided
@@ -32,59 +34,96 @@ The same elements are read at every probe, so this error is the same each time a
 CELLS = 512
 """How many cells of a channel its quantiles are told from: enough for a tenth of them to be known to a seventh."""
 
+FEW = 8
+"""Samples that one thread tells sooner than two have been woken."""
+
 
 class Row(NamedTuple):
-    """What was read of one tensor as it was at one moment: its digest, or a sample of which one is still to be made.
+    """What was read of one tensor as it was at one moment.
 
     Attributes:
         size: elements of the tensor.
-        sample: strided, copied, 1-D, float32 or float64; None where nobody asked for it and the digest is there.
-        digest: that of the sample; None where it is cheaper to make it later, together with others.
+        sample: strided, copied, 1-D, float32 or float64: as the compiled loops made it, or a tensor.
+        before: an earlier sample of the same tensor, which is to be subtracted.
     """
 
     site: Site
     size: int
-    sample: Tensor | None = None
-    digest: Digest | None = None
+    sample: Tensor | Sample
+    before: Sample | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value that was read is finite."""
+        sample = self.sample
+        return bool(np.isfinite(sample.values).all() if isinstance(sample, Sample) else sample.isfinite().all())
+
+    def over(self, scale: float) -> Row:
+        """The row of a tensor that was multiplied with `scale`."""
+        if scale == 1.0:
+            return self
+        sample = self.sample
+        divided = Sample.of(sample.values / scale, self.size) if isinstance(sample, Sample) else sample / scale
+        return self._replace(sample=divided)
 
 
-def row_of(site: Site, tensor: Tensor | None, *, keep: bool = False) -> Row | None:
-    """The row of `tensor` as it is now, with its sample if it is to be kept; None when there is nothing to read."""
-    if tensor is not None and tensor.numel():
-        if keep:
-            both = compiled.digest_and_sample(tensor)
-            if both is not None:
-                return Row(site, both[0].size, both[1], both[0])
-        elif (digest := compiled.digest(tensor)) is not None:
-            return Row(site, digest.size, None, digest)
+def row_of(site: Site, tensor: Tensor | None, n: int = 8192) -> Row | None:
+    """The row of at most `n` elements of `tensor` as it is now; None when there is nothing to read."""
+    return None if tensor is None else _row(site, tensor, n, compiled.gathered(tensor, n))
+
+
+def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row | None]:
+    """The row of each tensor as it is now, all read together."""
+    launch = _team(len(pairs))
+    if launch is None:
+        return [row_of(site, tensor, n) for site, tensor in pairs]
+    found = compiled.gathered_all([tensor for _, tensor in pairs], launch, n)
+    return [_row(site, tensor, n, copied) for (site, tensor), copied in zip(pairs, found)]
+
+
+def _row(site: Site, tensor: Tensor, n: int, copied: Sample | None) -> Row | None:
+    if copied is not None:
+        return Row(site, copied.size, copied) if copied.size else None
     values = readable(tensor)
     if values is None:
         return None
-    sample = strided(values)
-    copied = exact(sample)
-    return Row(site, values.numel(), sample.clone() if copied is sample else copied)
+    sample = strided(values, n)
+    exactly = exact(sample)
+    return Row(site, values.numel(), sample.clone() if exactly is sample else exactly)
 
 
-def change_of(row: Row, site: Site, tensor: Tensor) -> Row | None:
-    """The row of what `tensor` has become since its kept `row`, less what it was; None when it is another tensor."""
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.detach().to_local()  # type: ignore[operator]
-    if tensor.numel() != row.size or row.sample is None:
+def _team(tasks: int) -> compiled.Launch | None:
+    """What has torch's threads share so many tasks; None where one thread is as quick, or there is but one."""
+    return pool.launch if tasks >= FEW and torch.get_num_threads() > 1 and pool.missing() is None else None
+
+
+def change_of(row: Row, now: Row | None) -> Row | None:
+    """The row of what a tensor has become `now` since its `row`, less what it was; None when it is another tensor."""
+    if now is None or now.size != row.size:
         return None
-    digest = compiled.digest_of_change(tensor, row.sample)
-    if digest is not None:
-        return Row(site, row.size, None, digest)
-    now = row_of(site, tensor, keep=True)
-    if now is None or now.sample is None or now.sample.shape != row.sample.shape:
-        return None
-    return Row(site, row.size, now.sample - row.sample)
+    old, new = row.sample, now.sample
+    if isinstance(old, Sample) and isinstance(new, Sample):
+        same = len(old.values) == len(new.values) and old.values.dtype == new.values.dtype
+        return now._replace(before=old) if same else None
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
+        return now._replace(sample=new - old)
+    return None
 
 
 def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
-    """The site and the digest of each of `rows`; those that are still to be made are made together."""
-    samples = [(row.sample, row.size) for row in rows if row.digest is None and row.sample is not None]
-    made = iter(summarize([sample for sample, _ in samples], [size for _, size in samples], on_device.told))
-    return [(row.site, Digest.of(next(made)) if row.digest is None else row.digest) for row in rows]
+    """The site and the digest of each of `rows`, all of one kind and device made together."""
+    known = {(id(row.sample), id(row.before)): row for row in rows}  # an input is often the output before it
+    ours, torchs = [], []
+    for key, row in known.items():
+        if isinstance(row.sample, Sample):
+            ours.append((key, (row.sample, row.before)))
+        else:
+            torchs.append((key, row.sample, row.size))
+    made = compiled.digests([pair for _, pair in ours], _team(len(ours)))
+    summaries = summarize([sample for _, sample, _ in torchs], [size for _, _, size in torchs], on_device.told)
+    told = {key: digest for (key, _), digest in zip(ours, made)}
+    told.update((key, Digest.of(summary)) for (key, _, _), summary in zip(torchs, summaries))
+    return [(row.site, told[id(row.sample), id(row.before)]) for row in rows]
 
 
 def merged(told: Sequence[tuple[Site, Digest]]) -> list[tuple[Site, Digest]]:
@@ -100,6 +139,8 @@ def merged(told: Sequence[tuple[Site, Digest]]) -> list[tuple[Site, Digest]]:
 
 def is_copy(tensor: Tensor) -> bool:
     """Whether `tensor` is distributed, and another process holds and records the very same part of it."""
+    if type(tensor) is torch.nn.Parameter:
+        return False
     mesh, placements = getattr(tensor, "device_mesh", None), getattr(tensor, "placements", ())
     coordinate = mesh.get_coordinate() if mesh is not None else None
     return coordinate is not None and any(place.is_replicate() and at > 0 for place, at in zip(placements, coordinate))

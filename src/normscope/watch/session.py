@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from normscope.anatomy.batch import Probe
 from normscope.anatomy.isolate import unwrapped
 from normscope.record.writer import Writer
+from normscope.watch.account import Account
 from normscope.watch.bench import Experiment
 from normscope.watch.fixed_batch import LossFn
 from normscope.watch.guard import Guard
@@ -28,7 +29,8 @@ from normscope.watch.hooks import RootHook, after_forward, before_forward, in_ba
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
-from normscope.watch.schedule import Budgeted, Cost, Due, Schedule, Spending, schedule_of
+from normscope.watch.plan import DENSE, ELEMENTS
+from normscope.watch.schedule import Budgeted, Due, Schedule, schedule_of
 from normscope.watch.subject import called, check, described, fresh_path, is_replicated, place_among_processes
 
 if TYPE_CHECKING:
@@ -68,12 +70,14 @@ def watch(
         probe: the fixed batch as the loader yields it (`Probe.of`); the first training batch when left out.
         loss_fn: ``(output, target) → loss`` for the gradients of the fixed batch. Without it ``output.loss`` is used
             where the model gives one, else the gradient that reached the model's output in the last live step.
-        every: sample each so many steps (the fixed batch at each tenth step when they are denser), "auto" to stay
+        every: sample each so many steps (the fixed batch at each tenth step when they are denser; of each tensor of the
+            training at most 8,192 elements are read, 2,048 where every step is sampled), "auto" to stay
             within `budget` (with several processes, sixteen samples in each doubling of the run's length, since they
             must sample together), or a function of the step.
         budget: for "auto", the share of the run's time that watching may take, beside the set-up at step 0.
         live: whether the training itself is looked at; False leaves the fixed batch alone.
-        probes: names of the measures of the fixed batch (files under ``watch/probes``). When left out, all that cost
+        probes: names of the measures of the fixed batch (files under ``watch/probes``); with ``()`` it is not run, and
+            the training alone is looked at. When left out, all that cost
             little; and with "auto", in turn and as the budget affords, the experiments: ``gradient_shift``,
             ``landscape`` and ``amplification`` run the fixed batch at other parameters, up to nine passes each, and
             keep a copy of the parameters for one step. Where they are named they run with each fixed batch. The record
@@ -117,6 +121,7 @@ def watch(
         live=live,
         in_turn=in_turn,
         replicated=rank > 0 and is_replicated(wrapped),
+        elements=DENSE if every == 1 else ELEMENTS,
     )
     watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
     if optimizer is not None:
@@ -151,10 +156,8 @@ class Watcher:
         self._started = started
         self._ended: float | None = None
         self._pid = os.getpid()
-        self._first = self._step = self._last = first  # optimizer steps: at the start, so far, at the latest sample
-        self._setup = 0.0
-        self._base = self._before = (0.0, 0.0, 0.0)  # seconds spent on each kind of look, as `_spent` tells them
-        self._live = self._probe = self._experiment = Spending()
+        self._first = self._step = first  # optimizer steps: at the start, so far
+        self._account = Account(guard, started, first)
         self._due = Due()
         self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
@@ -278,10 +281,12 @@ class Watcher:
         """Stand before the next training forward pass, when something is due at this step."""
         first = self._step == self._first
         on_request = not isinstance(self._schedule, Budgeted)
-        self._due = Due(True, True, on_request) if first else self._schedule.due(self._step, self._cost())
+        self._due = Due(True, True, on_request) if first else self._schedule.due(self._step, self._account.cost)
         self._due = replace(self._due, live=self._due.live and self._observer.live)
+        if not self._due.live:
+            self._observer.withdraw()
         if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
-            self._before = self._spent()
+            self._account.begin()
             self._root_hooks = [
                 before_forward(self._root, RootHook(self._forward_begins), first=self._sharded),
                 after_forward(self._root, RootHook(self._forward_ends)),
@@ -336,25 +341,7 @@ class Watcher:
         self._observer.leave()
         if self._due:
             self._guard("record", self._tell_state, step=self._step)
-        self._reckon()
-
-    def _reckon(self) -> None:
-        """What this sample has cost, and all of them since the first step."""
-        spent = self._spent()
-        if self._step == self._first:
-            self._setup, self._base = self._guard.spent, spent
-        took = [now - then for now, then in zip(spent, self._before)]
-        total = [now - then for now, then in zip(spent, self._base)]
-        self._live = Spending(total[0], took[0] if self._due else self._live.latest)
-        self._probe = Spending(total[1], took[1] or self._probe.latest)
-        # A probe takes two passes, and looks at every tensor of them; an experiment's passes cost no more.
-        self._experiment = Spending(total[2], self._observer.passes_to_come * self._probe.latest / 2)
-        self._last = self._step if self._due else self._last
-
-    def _spent(self) -> tuple[float, float, float]:
-        """Seconds spent so far on the training, set-up included, on running the fixed batch, and on experiments."""
-        probe, experiments = (self._guard.parts[part] for part in ("fixed batch", "experiments"))
-        return self._guard.spent - probe - experiments, probe, experiments
+        self._account.end(self._step, self._due, self._observer.passes_to_come)
 
     def _disarm(self) -> None:
         for handle in self._root_hooks:
@@ -364,10 +351,6 @@ class Watcher:
     def _is_here(self) -> bool:
         """Whether this is the process that is watched, and still is."""
         return self._ended is None and os.getpid() == self._pid
-
-    def _cost(self) -> Cost:
-        elapsed = perf_counter() - self._started
-        return Cost(elapsed, self._setup, self._live, self._probe, self._last, self._experiment)
 
     # What is told to the record.
 
@@ -418,6 +401,7 @@ class Watcher:
     def _finish(self) -> None:
         self._disarm()
         self._observer.leave()
+        self._observer.withdraw()
         for handle in self._step_hooks:
             handle.remove()
         self._tell_losses()

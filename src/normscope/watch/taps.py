@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from weakref import ref
 
@@ -72,6 +72,7 @@ class Taps:
     under the same sites, to be merged. Of more than `PASSES` rounds the first are told, and the loss of all.
 
     Attributes:
+        plan: where to look.
         reached: whether a backward pass has reached the latest forward pass.
         root_gradient: a copy of the whole gradient of the model's output, where `hold` asked for it.
     """
@@ -85,10 +86,11 @@ class Taps:
         hold: Callable[[Tensor], bool],
         cleared: Callable[[], bool],
     ) -> None:
-        self._plan, self._guard, self._hold, self._cleared = plan, guard, hold, cleared
+        self.plan, self._guard, self._hold, self._cleared = plan, guard, hold, cleared
         self._sites = plan.calls
         self._root = root_of(model, plan.sites)
         self._handles: list[RemovableHandle] = []
+        self._leaves: list[RemovableHandle] = []
         self._rounds: list[_Round] = []
         self._latest: tuple[ref[Tensor], int, Row] | None = None  # what was kept last
         self._thread = 0
@@ -97,11 +99,16 @@ class Taps:
 
     def attach(self) -> None:
         """Hook the modules."""
-        for path, module in self._plan.modules.items():
+        for path, module in self.plan.modules.items():
             self._handles += (
-                before_forward(module, Hook(lambda *told, path=path: self._guard("taps", self._enter, path, *told))),
-                after_forward(module, Hook(lambda *told, path=path: self._guard("taps", self._leave, path, *told))),
+                before_forward(module, Hook(partial(self._guard, "taps", self._enter, path))),
+                after_forward(module, Hook(partial(self._guard, "taps", self._leave, path))),
             )
+
+    @property
+    def attached(self) -> bool:
+        """Whether the modules are hooked."""
+        return bool(self._handles)
 
     @property
     def rounds(self) -> list[tuple[list[Row], list[Row]]]:
@@ -143,15 +150,23 @@ class Taps:
     def unseen(self) -> list[str]:
         """Paths of the hooked modules of whose inputs and outputs nothing was sampled."""
         seen = {row.site.path for forward, _ in self.rounds for row in forward}
-        return [path for path in self._plan.modules if self._handles and path not in seen]
+        return [path for path in self.plan.modules if self._handles and path not in seen]
+
+    def rest(self) -> None:
+        """What is still to come is not seen, until a forward pass begins again."""
+        for handle in self._leaves:
+            handle.remove()
+        self._leaves.clear()
+        self.forget()
+        self._latest = None
+        self.running = False
 
     def detach(self) -> None:
-        """Take the hooks off; what is still to come is not seen."""
+        """Rest, and take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.forget()
-        self.running = False
+        self.rest()
 
     def forget(self) -> None:
         """What was seen so far leads to no update."""
@@ -205,28 +220,32 @@ class Taps:
             self._follow(self._root.at("gradient"), main, root=True)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._is_observed(path, module) and self._now.calls[path] < len(self._sites[path]):
-            self._keep(
-                self._sites[path][self._now.calls[path]][0],
-                args[0] if args and type(args[0]) is Tensor else first_tensor((args, kwargs)),
-            )
+        if not self._is_observed(path, module):
+            return
+        sites, call = self._sites[path], self._now.calls[path]
+        if call < len(sites):
+            self._keep(sites[call][0], args[0] if args and type(args[0]) is Tensor else first_tensor((args, kwargs)))
 
     def _leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         observed = self._is_observed(path, module)
-        seen = self._now
-        calls = seen.calls if observed else seen.again
-        if not (observed or in_backward()) or calls[path] >= len(self._sites[path]):
+        if not (observed or in_backward()):
             return
-        _, site, gradient = self._sites[path][calls[path]]
-        calls[path] += 1
+        seen, sites = self._now, self._sites[path]
+        calls = seen.calls if observed else seen.again
+        call = calls[path]
+        if call >= len(sites):
+            return
+        _, site, gradient = sites[call]
+        calls[path] = call + 1
         tensor = output if type(output) is Tensor else first_tensor(output)
         if tensor is None:
             return
+        learns = tensor.requires_grad
         if observed:
             self._keep(site, tensor)
-            if not tensor.requires_grad:
+            if not learns:
                 seen.without_gradient.add(site.key)
-        if observed or site.key in seen.without_gradient:
+        if learns and (observed or site.key in seen.without_gradient):
             # Reentrant checkpointing runs a part without gradients first, and again, with them, when they are needed.
             self._follow(gradient, tensor)
 
@@ -235,24 +254,22 @@ class Taps:
         return (
             self.running
             and not self._rounds[-1].brief
-            and module is self._plan.modules[path]
+            and module is self.plan.modules[path]
             and threading.get_ident() == self._thread
         )
 
     def _keep(self, site: Site, tensor: Tensor | None) -> None:
-        row = self._seen_before(site, tensor) or row_of(site, tensor)
-        if row is not None and tensor is not None:
+        if tensor is None:
+            return
+        # One module's output is the next one's input: the same object, in which nothing was written since.
+        known, latest = None, self._latest
+        if latest is not None and latest[0]() is tensor and latest[1] == tensor._version:
+            known = latest[2]
+        row = row_of(site, tensor, self.plan.elements) if known is None else known._replace(site=site)
+        if row is not None:
             self._now.forward.append(row)
-            self._latest = None if tensor.is_inference() else (ref(tensor), tensor._version, row)
-
-    def _seen_before(self, site: Site, tensor: Tensor | None) -> Row | None:
-        """One module's output is the next one's input: the same object, in which nothing was written since."""
-        if tensor is None or self._latest is None:
-            return None
-        known, version, row = self._latest
-        if known() is not tensor or tensor._version != version:
-            return None
-        return Row(site, row.size, row.sample, row.digest)
+            if known is None:
+                self._latest = None if tensor.is_inference() else (ref(tensor), tensor._version, row)
 
     def _follow(self, site: Site, tensor: Tensor, *, root: bool = False) -> None:
         if not tensor.requires_grad:
@@ -265,7 +282,7 @@ class Taps:
 
         handle = tensor.register_hook(arrive)
         if tensor.is_leaf:  # it outlives the pass, and so would the hook
-            self._handles.append(handle)
+            self._leaves.append(handle)
 
     def _arrive(self, of: _Round, seen: _Pass, site: Site, gradient: Tensor, root: bool) -> None:
         if is_inner_gradient(self._thread):
@@ -279,7 +296,7 @@ class Taps:
                 for earlier in self._rounds[: self._rounds.index(of)]:
                     earlier.thrown_away = True
         if site.key not in seen.backward and not of.brief:
-            row = row_of(site, gradient, keep=True)  # it may have to be unscaled
+            row = row_of(site, gradient, self.plan.elements)
             if row is not None:
                 seen.backward[site.key] = row
         if root and self.root_gradient is None and self._hold(gradient):
@@ -297,11 +314,4 @@ def _site_later(site: Site, calls: int) -> Site:
 
 
 def _overflowed(rounds: Iterable[_Round]) -> bool:
-    return any(_broken(row) for of in rounds for seen in of.told for row in seen.backward.values())
-
-
-def _broken(row: Row) -> bool:
-    """Whether a value that was read is not finite."""
-    if row.digest is not None:
-        return row.digest.nonfinite > 0
-    return row.sample is not None and not bool(row.sample.isfinite().all())
+    return any(not row.finite for of in rounds for seen in of.told for row in seen.backward.values())

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from normscope.watch.callers import calling_scaler
 from normscope.watch.plan import Place, Plan
-from normscope.watch.sample import Row, change_of, is_copy, row_of
+from normscope.watch.sample import Row, change_of, is_copy, row_of, rows_of_all
 
 
 class Update:
@@ -23,14 +23,13 @@ class Update:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._before: list[tuple[Place, Parameter, Row]] = []
-        for place in plan.places:
-            parameter = place.parameter
-            if parameter is not None and is_copy(parameter):
-                continue
-            row = row_of(place.value, parameter, keep=True)
-            if parameter is not None and row is not None:
-                self._before.append((place, parameter, row))
+        self._elements = plan.elements
+        there = [(place, parameter) for place in plan.places if (parameter := place.parameter) is not None]
+        there = [(place, parameter) for place, parameter in there if not is_copy(parameter)]
+        rows = rows_of_all([(place.value, parameter) for place, parameter in there], self._elements)
+        self._before: list[tuple[Place, Parameter, Row]] = [
+            (place, parameter, row) for (place, parameter), row in zip(there, rows) if row is not None
+        ]
         self.gradients: list[Row] = []
         self.changes: list[Row] = []
         self.scale = 1.0
@@ -59,33 +58,24 @@ class Update:
         overflow = getattr(optimizer, "found_inf", None)
         self.skipped = isinstance(overflow, Tensor) and bool(overflow)
         self._before = [self._as_now(*each) for each in self._before]
-        for place, parameter, _ in self._before:
-            row = row_of(place.gradient, parameter.grad, keep=fused)
-            if row is not None:
-                self.gradients.append(unscaled(row, self.scale) if fused else row)
+        gradients = [(place.gradient, parameter.grad) for place, parameter, _ in self._before]
+        rows = rows_of_all([(site, gradient) for site, gradient in gradients if gradient is not None], self._elements)
+        self.gradients = [row.over(self.scale if fused else 1.0) for row in rows if row is not None]
 
-    @staticmethod
-    def _as_now(place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
+    def _as_now(self, place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
         """The same, or with the shard that the optimizer updates, where the forward pass ran on the whole parameter."""
         now = place.parameter
         if now is None or now is parameter:
             return place, parameter, row
-        return place, now, row_of(place.value, now, keep=True) or row
+        return place, now, row_of(place.value, now, self._elements) or row
 
     def end(self, optimizer: Optimizer | None) -> None:
         """The optimizer has stepped."""
         if not self._begun:
             self.begin(optimizer)
         owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for place, parameter, before in self._before:
-            if place.parameter is parameter and (owned is None or id(parameter) in owned):
-                change = change_of(before, place.update, parameter)
-                if change is not None:
-                    self.changes.append(change)
-
-
-def unscaled(row: Row, scale: float) -> Row:
-    """The row of a gradient that was multiplied with `scale`; of a row without a sample nothing changes."""
-    if scale == 1.0 or row.sample is None:
-        return row
-    return row._replace(sample=row.sample / scale, digest=None)
+        moved = [each for each in self._before if owned is None or id(each[1]) in owned]
+        moved = [(place, now, before) for place, now, before in moved if place.parameter is now]
+        rows = rows_of_all([(place.update, now) for place, now, _ in moved], self._elements)
+        changes = (change_of(before, row) for (_, _, before), row in zip(moved, rows))
+        self.changes = [change for change in changes if change is not None]
