@@ -15,7 +15,7 @@ from normscope.terms.spec import NormSpec
 
 LEAST = 1 << 16  # below so many numbers no kernel beats ATen: the call itself is what costs
 
-_SLOPED = {"leaky_relu": "relu"}  # what costs as much as another that was measured
+_SLOPED = {"leaky_relu": "relu", "gelu_tanh": "gelu"}  # what costs as much as another that was measured
 
 
 def gains(spec: NormSpec, given: bool) -> tuple[bool, bool]:

@@ -166,7 +166,7 @@ def activate(y: Tensor, spec: NormSpec) -> Tensor:
     """Apply f of the formula."""
     if spec.activation is None:
         return y
-    function = getattr(torch.nn.functional, spec.activation, None)
+    function = _gelu_tanh if spec.activation == "gelu_tanh" else getattr(torch.nn.functional, spec.activation, None)
     if function is None:
         raise SpecError(
             "A normalization was described with an activation that torch does not have.",
@@ -175,6 +175,10 @@ def activate(y: Tensor, spec: NormSpec) -> Tensor:
             do='use "relu", "gelu", "silu"…, or None',
         )
     return function(y)
+
+
+def _gelu_tanh(y: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(y, approximate="tanh")
 
 
 def finish(y: Tensor, x: Tensor, spec: NormSpec, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -71,7 +71,7 @@ class NormSpec(Datum):
         decay: for ``train_from="online"``, the decay of the stream's statistics and that of the control of the
             gradient (Chiley et al. 2019, section 3).
         weights: how the layer's weights are reparametrized, if at all.
-        activation: the f of the formula, by torch's functional name, or None.
+        activation: the f of the formula, by torch's functional name, or "gelu_tanh" (GELU by tanh), or None.
     """
 
     over: frozenset[str]

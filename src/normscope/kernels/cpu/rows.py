@@ -12,7 +12,8 @@ from torch import Tensor
 from normscope.kernels.cpu.pool import launch, missing, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
-_ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
+_ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu", "gelu_tanh")  # by their numbers in compiled/activations.py
+_EPS = torch.finfo(torch.float32).eps  # None asks for that of the dtype in which statistics are taken
 _TASKS = 64  # panels of rows, whatever the number of threads: sums are the same on every machine
 
 
@@ -24,7 +25,7 @@ def _supports(problem: Problem) -> str | None:
         return f"it takes statistics over the channels, not over {''.join(sorted(spec.over)) or 'nothing'}"
     if not _is_rms(problem) and not (spec.center and spec.scale == "std"):
         return "it divides by the standard deviation about the mean, or by the root mean square"
-    if spec.eps is None or spec.eps_place != "inside" or spec.cast != "output":
+    if spec.eps_place != "inside" or spec.cast != "output":
         return "it has eps inside the root and casts last"
     if spec.activation not in _ACTIVATIONS:
         return f"it has no {spec.activation}"
@@ -104,7 +105,7 @@ def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: 
             14: mean.data_ptr(),
             15: var.data_ptr(),
         },
-        problem.spec.eps or 0.0,
+        _EPS if problem.spec.eps is None else problem.spec.eps,
     )
     return packed, [weight, bias, mean, var]
 
@@ -112,9 +113,8 @@ def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: 
 @functools.cache
 def _rows(name: str, half: bool, activation: str | None, kept: int, rms: bool) -> Any:
     from normscope.kernels.cpu.compiled import rows
-    from normscope.kernels.cpu.compiled.machine import ACTIVATIONS
 
-    return getattr(rows, name)(half, ACTIVATIONS[activation], kept, rms)
+    return getattr(rows, name)(half, _ACTIVATIONS.index(activation), kept, rms)
 
 
 OFFERS = (Offer("numba", "rows", _supports, forward=_forward, backward=_backward),)

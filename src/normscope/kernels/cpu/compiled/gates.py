@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from normscope.kernels.cpu.compiled.activations import F0, F1, exponential
 from normscope.kernels.cpu.compiled.loops import apart, read, write
-from normscope.kernels.cpu.compiled.machine import F1, exponential, inlined
+from normscope.kernels.cpu.compiled.machine import inlined
 
 _TWO, _NEAR = np.float32(2), np.float32(0.625)
 _T0, _T1, _T2 = np.float32(-5.70498872745e-3), np.float32(2.06390887954e-2), np.float32(-5.37397155531e-2)
@@ -19,7 +20,7 @@ _T3, _T4 = np.float32(1.33314422036e-1), np.float32(-3.33332819422e-1)
 @inlined
 def sigmoid(z: Any) -> Any:
     """1 / (1 + e^−z); NaN stays, which `exponential` takes for a large number."""
-    return F1 / (F1 + exponential(-z)) if z == z else z
+    return F1 / (F1 + exponential(F0 - z)) if z == z else z
 
 
 @inlined

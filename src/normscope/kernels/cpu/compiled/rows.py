@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from normscope.kernels.cpu.compiled.activations import activated, through
 from normscope.kernels.cpu.compiled.loops import BLOCK, NONE, apart, mean, read, spread, write
-from normscope.kernels.cpu.compiled.machine import WORDS, activated, inlined, kernel, slope, take
+from normscope.kernels.cpu.compiled.machine import WORDS, inlined, kernel, take
 from normscope.kernels.cpu.compiled.operands import numbers, words
 
 ROWS = 32  # rows whose sums for the affine part are kept in float32
@@ -86,7 +87,7 @@ def _gathered(
                 z = read(ms, i) if kept == 1 else normal * read(weight, i) + read(bias, i)
                 if kept == 2:
                     z += read(ms, i)
-                d *= slope(activation, z)
+                d = through(activation, z, d)
             if kept:
                 write(drs, i, d)
             write(of_bias, i, read(of_bias, i) + d)
