@@ -11,6 +11,9 @@ a run that was broken off goes on. Each judgement is a line of rows.jsonl there.
 
     python benchmarks/faults/bench.py --keep DIR [--data DIR] [--only WORD] [--part 0/2] [--train] [--mark NAME]
     python benchmarks/faults/bench.py --keep DIR --page > benchmarks/results/faults.md
+
+The judgements of `--mark first` are those by which the page tells the first run of the held-out half: they lie in
+benchmarks/results/faults-first.jsonl, to be copied to rows-first.jsonl.
 """
 
 from __future__ import annotations
@@ -190,7 +193,9 @@ def main() -> None:
     options = parser.parse_args()
     store = Kept(options.keep, options.mark)
     if options.page:
-        sys.stdout.write(page(lines(options.keep / "rows.jsonl"), lines(options.keep / "rows-first.jsonl")))
+        place = {name: number for number, (name, *_) in enumerate(cases())}
+        now = sorted(lines(options.keep / "rows.jsonl"), key=lambda row: place[row["case"]])
+        sys.stdout.write(page(now, lines(options.keep / "rows-first.jsonl")))
         return
     warnings.simplefilter("ignore")
     images.CIFAR[:] = [options.data] if options.data else []
