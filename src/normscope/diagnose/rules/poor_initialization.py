@@ -49,11 +49,10 @@ from normscope.terms.site import Site
 ALIKE = Threshold(
     float(np.exp(-6)),
     "six e-folds: networks train up to a depth of about six of the scales over which samples become alike (the "
-    "experiments of Schoenholz et al. 2017); when it was set, 65 healthy trainings on digits, run by hand, gave 0.012 "
-    "at least at the start, 0.64 at the end",
+    "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 145, is flagged",
     "share",
 )
-EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards; the same 65 trainings gave 16 at most", "ratio")
+EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
 SHUT = Threshold(1.0, "definition: all units are dead", "share")
 WIDE = Threshold(
     0.1, "chosen: e^-2.3, within two of the six e-folds; what the first layer makes of it is the layer's own", "share"
