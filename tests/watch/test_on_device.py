@@ -19,7 +19,8 @@ def blocks(monkeypatch):
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(on_device, "is_served", lambda x: True)
     monkeypatch.setattr(on_device, "_broken", [])
-    monkeypatch.setattr(sample.compiled, "digest", lambda *these: None)
+    for name in ("digest", "gathered"):
+        monkeypatch.setattr(sample.compiled, name, lambda *these: None)
     monkeypatch.setattr(sample.compiled, "serves", lambda x: False)
     right = summary.of_rows
     monkeypatch.setattr(summary, "of_rows", lambda rows: seen.append(tuple(rows.shape)) or right(rows))

@@ -34,7 +34,7 @@ _BLOCK = 2**15  # words that samples share; of 8 bytes each
 Launch = Callable[[Any, Any, int], None]
 
 _loops: ModuleType | None = None
-_kinds: dict[torch.dtype, int] = {}  # as `fused.told32` numbers them
+_kinds: dict[torch.dtype, int] = {}  # as `fused.gather` numbers them
 _types: tuple[type, ...] = ()  # as long as there are no loops nothing is served
 _strided: Any = None
 _missing: str | None = None
