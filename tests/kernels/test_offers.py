@@ -72,6 +72,8 @@ CASES = [
     Case("CS", (3, 6, 9, 9), "relu", True, groups=1, dtype=BF16, **LAST),
     Case("S", (3, 6, 5, 7)),
     Case("S", (3, 6, 5, 7), **LAST),
+    Case("S", (1, 6, 5, 7), **LAST),
+    Case("S", (1, 6, 5, 7)),
     Case("S", (3, 6, 5), affine=False),
     # one element a statistic
     Case("S", (3, 6, 1)),

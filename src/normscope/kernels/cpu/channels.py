@@ -39,7 +39,8 @@ def _form(problem: Problem) -> _Form:
     positions = math.prod(shape[2:] if first else shape[1:-1])
     rows = not first or problem.memory == "channels_last" or positions == 1
     groups = spec.groups if "C" in spec.over else channels
-    return _Form(shape[0], channels, positions, rows, groups, spec.over == _BATCH or problem.given)
+    alone = shape[0] == 1 and groups == channels  # a batch of one sample, whose panels many threads share
+    return _Form(shape[0], channels, positions, rows, groups, spec.over == _BATCH or problem.given or alone)
 
 
 def _supports(problem: Problem) -> str | None:
