@@ -125,7 +125,12 @@ def _behind(case: Case, first: Site) -> Site | None:
     if norm is None:
         return None
     given, read = (case.summaries(one, "probe")[:1] for one in (first, norm.at("input")))
-    same = given and read and np.isclose(given[0][1].std, read[0][1].std) and given[0][1].size == read[0][1].size
+    same = (
+        given
+        and read
+        and np.isclose(given[0][1].std, read[0][1].std, rtol=1e-9)
+        and given[0][1].size == read[0][1].size
+    )
     return norm if same else None
 
 
