@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ HEAD = '''"""The measured costs of forward and backward, written by `benchmarks/
 
 # (offer, device, statistics over, memory, dtype, what follows) → (numbers of the input, microseconds) by size.
 # Memory is "channels_last" wherever the channels lie side by side.
+# fmt: off
 COSTS: dict[tuple[str, str, str, str, str, str], tuple[tuple[int, float], ...]] = {{
 {rows}
 }}
@@ -57,7 +57,7 @@ def points(device: str, rows: dict[str, Any]) -> dict[Key, list[tuple[int, float
 
 def written(machines: list[str], found: dict[Key, list[tuple[int, float]]]) -> str:
     """The file."""
-    rows = [f"    {key!r}: {tuple(seen)!r},".replace("'", '"') for key, seen in found.items()]
+    rows = [f"    {key!r}:\n        {tuple(seen)!r},".replace("'", '"') for key, seen in found.items()]
     return HEAD.format(about="\n".join(machines), rows="\n".join(rows))
 
 
@@ -73,8 +73,9 @@ def main() -> None:
         if not held.get("fresh"):
             machines.append(held["machine"] + ".")
             found |= points(held["device"], held["rows"])
+    if not found:
+        sys.exit("There is nothing that was measured.")
     options.out.write_text(written(machines, found))
-    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(options.out)], check=True)
     print(f"{len(found)} rows from {', '.join(path.name for path in files)}")
 
 
