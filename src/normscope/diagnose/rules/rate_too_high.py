@@ -2,9 +2,9 @@
 
 ## What it finds
 Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
-weights by more than themselves. Of runs that have learned nothing: those whose loss went up to twice its start, those
-in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead that were
-not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken again at a
+weights by more than themselves. Of runs that have learned nothing: those whose loss went to three times its start,
+those in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead that
+were not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken again at a
 third, a tenth … of the rate on the same batch.
 
 ## Why it hurts
@@ -54,9 +54,9 @@ RESTLESS = Threshold(
     "ratio",
 )
 PEAK = Threshold(
-    2.0,
-    "chosen: twice the start in three batches on end is no noise between batches; asked of runs alone that end above "
-    "their start",
+    3.0,
+    "chosen: three times the start in three batches on end is no noise between batches; asked of runs alone that end "
+    "above their start",
     "ratio",
 )
 HALF = Threshold(0.5, "chosen: what `dead_units` calls dead, half of a layer", "share")
@@ -231,7 +231,7 @@ RULE = Rule(
     causes=(
         *("nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution", "vanishing_gradient"),
         *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),
-        *("restricted_output", "unmoved_layer", "collapsed_channels", "growing_weights", "stale_running_stats"),
+        *("unmoved_layer", "collapsed_channels", "growing_weights", "stale_running_stats"),
     ),
     travels="backward",
     sick=SICK,
