@@ -3,9 +3,9 @@
 ## What it finds
 Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
 weights by more than themselves. Of runs that have learned nothing: those whose loss went to three times its start,
-those in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead that
-were not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken again at a
-third, a tenth … of the rate on the same batch.
+those in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead
+that were not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken
+again at a third, a tenth … of the rate on the same batch.
 
 ## Why it hurts
 A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
