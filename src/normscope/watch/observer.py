@@ -24,7 +24,7 @@ from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
 from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
-from normscope.watch.plan import ELEMENTS, Plan
+from normscope.watch.plan import Plan
 from normscope.watch.sample import Row, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.shards import NobodyCame, lower_precision
@@ -56,13 +56,11 @@ class Observer:
         live: bool,
         in_turn: bool = False,
         replicated: bool = False,
-        elements: int = ELEMENTS,
     ) -> None:
         self._model, self._journal, self._guard = model, journal, guard
         self.probe, self.loss_fn, self._measures, self._seed = probe, loss_fn, measures, seed
         self._experiments = [measure for measure in measures if isinstance(measure, Experiment)]
         self._in_turn, self._turn = in_turn, 0
-        self._elements = elements
         self._replicated = replicated  # another process writes the same parameters
         self._batch_size: int | None = None  # of the first batch: the last of an epoch is often smaller
         self._begun: tuple[int, list[Experiment], Values] | None = None  # at a step, from its parameters
@@ -242,7 +240,7 @@ class Observer:
         except NormscopeError as error:
             self._journal.say(f"There is no fixed batch; only the training is watched. {error}", warn=True)
         found = sites(self._model) if self._fixed is None else self._fixed.sites
-        self._plan = Plan.of(self._model, found, self._elements)
+        self._plan = Plan.of(self._model, found)
         self._tell(self._plan, self._fixed)
 
     def _tell(self, plan: Plan, fixed: FixedBatch | None) -> None:

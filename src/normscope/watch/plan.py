@@ -14,10 +14,6 @@ from torch.nn.parameter import Parameter, is_lazy
 from normscope.terms.datum import Datum
 from normscope.terms.site import Site
 
-ELEMENTS, DENSE = 8192, 2048
-"""How many elements of a tensor are read at a sampled step, and where every step is sampled: a mean of so many is off
-by 1.1% and by 2.2% of a deviation (1/√n), a deviation by 0.8% and 1.6% (1/√2n)."""
-
 
 @dataclass(frozen=True, repr=False)
 class Place(Datum):
@@ -49,14 +45,12 @@ class Plan(Datum):
         modules: the modules of those sites that call hooks, by path; the model itself is not among them.
         places: the trainable parameters, each once.
         compiled: paths of the compiled parts, inside which no hook is called.
-        elements: how many elements of a tensor of the training are read, at most.
     """
 
     sites: tuple[Site, ...] = ()
     modules: dict[str, nn.Module] = field(default_factory=dict)
     places: tuple[Place, ...] = ()
     compiled: tuple[str, ...] = ()
-    elements: int = ELEMENTS
 
     @cached_property
     def calls(self) -> dict[str, list[tuple[Site, Site, Site]]]:
@@ -68,7 +62,7 @@ class Plan(Datum):
         return found
 
     @staticmethod
-    def of(model: nn.Module, sites: Iterable[Site], elements: int = ELEMENTS) -> Plan:
+    def of(model: nn.Module, sites: Iterable[Site]) -> Plan:
         """The plan for `model` (unwrapped) with the `sites` that `anatomy.walk.sites` found in it."""
         sites = tuple(sites)
         compiled = tuple(path for path, module in model.named_modules() if path and _is_compiled(module))
@@ -78,7 +72,7 @@ class Plan(Datum):
             for site in sites
             if site.path in all_modules and site.path and not any(_is_within(site.path, part) for part in compiled)
         }
-        return Plan(sites, modules, tuple(_places(model, sites)), compiled, elements)
+        return Plan(sites, modules, tuple(_places(model, sites)), compiled)
 
 
 def _is_compiled(module: nn.Module) -> bool:

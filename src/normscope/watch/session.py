@@ -29,7 +29,6 @@ from normscope.watch.hooks import RootHook, after_forward, before_forward, in_ba
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
-from normscope.watch.plan import DENSE, ELEMENTS
 from normscope.watch.schedule import Budgeted, Due, Schedule, schedule_of
 from normscope.watch.subject import called, check, described, fresh_path, is_replicated, place_among_processes
 
@@ -70,8 +69,7 @@ def watch(
         probe: the fixed batch as the loader yields it (`Probe.of`); the first training batch when left out.
         loss_fn: ``(output, target) → loss`` for the gradients of the fixed batch. Without it ``output.loss`` is used
             where the model gives one, else the gradient that reached the model's output in the last live step.
-        every: sample each so many steps (the fixed batch at each tenth step when they are denser; of each tensor of the
-            training at most 8,192 elements are read, 2,048 where every step is sampled), "auto" to stay
+        every: sample each so many steps (the fixed batch at each tenth step when they are denser), "auto" to stay
             within `budget` (with several processes, sixteen samples in each doubling of the run's length, since they
             must sample together), or a function of the step.
         budget: for "auto", the share of the run's time that watching may take, beside the set-up at step 0.
@@ -121,7 +119,6 @@ def watch(
         live=live,
         in_turn=in_turn,
         replicated=rank > 0 and is_replicated(wrapped),
-        elements=DENSE if every == 1 else ELEMENTS,
     )
     watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
     if optimizer is not None:

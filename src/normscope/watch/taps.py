@@ -265,7 +265,7 @@ class Taps:
         known, latest = None, self._latest
         if latest is not None and latest[0]() is tensor and latest[1] == tensor._version:
             known = latest[2]
-        row = row_of(site, tensor, self.plan.elements) if known is None else known._replace(site=site)
+        row = row_of(site, tensor) if known is None else known._replace(site=site)
         if row is not None:
             self._now.forward.append(row)
             if known is None:
@@ -296,7 +296,7 @@ class Taps:
                 for earlier in self._rounds[: self._rounds.index(of)]:
                     earlier.thrown_away = True
         if site.key not in seen.backward and not of.brief:
-            row = row_of(site, gradient, self.plan.elements)
+            row = row_of(site, gradient)
             if row is not None:
                 seen.backward[site.key] = row
         if root and self.root_gradient is None and self._hold(gradient):

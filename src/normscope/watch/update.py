@@ -23,10 +23,9 @@ class Update:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._elements = plan.elements
         there = [(place, parameter) for place in plan.places if (parameter := place.parameter) is not None]
         there = [(place, parameter) for place, parameter in there if not is_copy(parameter)]
-        rows = rows_of_all([(place.value, parameter) for place, parameter in there], self._elements)
+        rows = rows_of_all([(place.value, parameter) for place, parameter in there])
         self._before: list[tuple[Place, Parameter, Row]] = [
             (place, parameter, row) for (place, parameter), row in zip(there, rows) if row is not None
         ]
@@ -59,15 +58,16 @@ class Update:
         self.skipped = isinstance(overflow, Tensor) and bool(overflow)
         self._before = [self._as_now(*each) for each in self._before]
         gradients = [(place.gradient, parameter.grad) for place, parameter, _ in self._before]
-        rows = rows_of_all([(site, gradient) for site, gradient in gradients if gradient is not None], self._elements)
+        rows = rows_of_all([(site, gradient) for site, gradient in gradients if gradient is not None])
         self.gradients = [row.over(self.scale if fused else 1.0) for row in rows if row is not None]
 
-    def _as_now(self, place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
+    @staticmethod
+    def _as_now(place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
         """The same, or with the shard that the optimizer updates, where the forward pass ran on the whole parameter."""
         now = place.parameter
         if now is None or now is parameter:
             return place, parameter, row
-        return place, now, row_of(place.value, now, self._elements) or row
+        return place, now, row_of(place.value, now) or row
 
     def end(self, optimizer: Optimizer | None) -> None:
         """The optimizer has stepped."""
@@ -76,6 +76,6 @@ class Update:
         owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
         moved = [each for each in self._before if owned is None or id(each[1]) in owned]
         moved = [(place, now, before) for place, now, before in moved if place.parameter is now]
-        rows = rows_of_all([(place.update, now) for place, now, _ in moved], self._elements)
+        rows = rows_of_all([(place.update, now) for place, now, _ in moved])
         changes = (change_of(before, row) for (_, _, before), row in zip(moved, rows))
         self.changes = [change for change in changes if change is not None]
