@@ -16,7 +16,9 @@ def test_a_rule_that_does_not_exist(name, train, net, four_lines):
     ):
         with pytest.raises(UnknownNameError) as caught:
             act()
-        assert "NS201 vanishing_gradient" in four_lines(caught.value)[3]
+        do = four_lines(caught.value)[3]
+        assert "`normscope rules` lists all" in do
+        assert ("did you mean `vanishing_gradient`?" in do) == (name == "vanishing")
 
 
 def test_a_severity_that_does_not_exist(train, net, four_lines):

@@ -115,6 +115,9 @@ CASES = [
     Case("NS", (4, 4, 9, 9), fill="nonfinite"),
     Case("NS", (4, 4, 9, 9), fill="nonfinite", **LAST),
     Case("CS", (4, 4, 9, 9), groups=2, fill="nonfinite"),
+    Case("NS", (4, 4, 9, 9), "gelu", fill="nonfinite"),
+    Case("NS", (4, 4, 9, 9), "gelu", fill="nonfinite", **LAST),
+    Case("CS", (4, 4, 9, 9), "silu", groups=2, fill="nonfinite"),
     Case("S", (4, 4, 9, 9), fill="nonfinite", **LAST),
 ]
 

@@ -18,6 +18,7 @@ from normscope.kernels.cpu.compiled.machine import inlined
 F0, F1, HALF, LEAK = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.01)
 _UNLEAK = np.float32(100)
 _LEAST = np.float32(1.4e-45)  # the least number above zero
+_INFINITE, _NAN = np.float32(np.inf), np.float32(np.nan)
 _LOG2E, _LN2, _LN2_REST = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOW, _HIGH = np.float32(-87.0), np.float32(88.0)
 _E0, _E1, _E2 = np.float32(1.9875691e-4), np.float32(1.3981999e-3), np.float32(8.3334519e-3)
@@ -112,10 +113,11 @@ def through(kind: int, z: Any, grad: Any) -> Any:
         s = F1 / (F1 + exponential(F0 - z))
         return grad * (s * (F1 + z * (F1 - s)))
     if kind == 4:
-        return grad * gelu_slope(z)
+        return where(below(z, _INFINITE), grad * gelu_slope(z), _NAN)  # limits make a number of NaN
     if kind == 5:
         s, u = tanh_cdf(z), within(z, _FLAT)
-        return grad * (s + u * s * (F1 - s) * (u * u * _CUBE * _THREE + _TANH))
+        slope = s + u * s * (F1 - s) * (u * u * _CUBE * _THREE + _TANH)
+        return where(below(z, _INFINITE), grad * slope, _NAN)
     return grad
 
 
