@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import lru_cache
 from importlib.util import find_spec
+from math import inf
 
 from normscope.kernels.cost_table import COSTS
 from normscope.kernels.offer import Problem
@@ -18,22 +19,26 @@ LEAST = 1 << 16  # below so many numbers no kernel beats ATen: the call itself i
 _SLOPED = {"leaky_relu": "relu", "gelu_tanh": "gelu"}  # what costs as much as another that was measured
 
 
-def gains(spec: NormSpec, given: bool) -> tuple[bool, bool]:
-    """Whether a kernel beats ATen alone on some float32 input on the CPU: a contiguous one, another one.
+def gains(spec: NormSpec, given: bool) -> tuple[float, float]:
+    """Above how many numbers a kernel may beat ATen alone on float32 input on the CPU: a contiguous one, another one.
 
     Args:
         spec: over which axes.
         given: whether the statistics are given; a pass that only applies them is ATen's (1.2 to 2 times as fast).
     """
     if given or find_spec("numba") is None:
-        return False, False
+        return inf, inf
 
-    def wins(memory: str) -> bool:
+    def above(memory: str) -> float:
         key = ("cpu", _family(spec), memory, "float32", "")
-        both = zip(COSTS.get(("numba", *key), ()), COSTS.get(("aten", *key), ()))
-        return any(ours[1] < theirs[1] for ours, theirs in both)
+        last = 0
+        for (size, ours), (_, theirs) in zip(COSTS.get(("numba", *key), ()), COSTS.get(("aten", *key), ())):
+            if ours < theirs:
+                return last
+            last = size
+        return inf
 
-    return wins("contiguous"), wins("channels_last")
+    return above("contiguous"), above("channels_last")
 
 
 @lru_cache

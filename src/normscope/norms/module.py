@@ -174,8 +174,8 @@ class Norm(nn.Module):
             return measured(x.device.type)
         contiguous, otherwise = self._gains[self.training]
         if x.dtype is not torch.float32:
-            return contiguous or otherwise
-        return contiguous if x.ndim > 2 and x.is_contiguous() else otherwise
+            return x.numel() > min(contiguous, otherwise)
+        return x.numel() > (contiguous if x.ndim > 2 and x.is_contiguous() else otherwise)
 
     def _check(self, input: Tensor, x: Tensor) -> None:
         spec = self.spec
