@@ -38,7 +38,8 @@ def gains(spec: NormSpec, given: bool) -> tuple[float, float]:
             last = size
         return inf
 
-    return above("contiguous"), above("channels_last")
+    side_by_side = above("channels_last")
+    return side_by_side if spec.layout == "channels_last" else above("contiguous"), side_by_side
 
 
 @lru_cache
