@@ -32,7 +32,8 @@ from normscope.terms.spec import NormSpec
 from normscope.treat.batches import first
 from normscope.treat.fused import unlike
 from normscope.treat.measure import difference
-from normscope.treat.surgery import wear, within
+from normscope.treat.snapshot import working_copy
+from normscope.treat.surgery import replace, within
 from normscope.treat.treatment import Change, Treated, Treatment, perform
 
 _NORMS: tuple[type[nn.Module], ...] = (
@@ -86,12 +87,12 @@ def apply(model: nn.Module, sites: Sequence[str] = (), *, data: Any = None) -> T
         )
     chosen = within(model, sites)
     probe = first(data, model)
-    original = copy.deepcopy(model)
+    original = working_copy(model)
     graph = _read(model)
     _skip_identities(graph)
     calls = [node for node in graph.graph.nodes if node.op == "call_module"]
-    ending = [path for path, norm in graph.named_modules() if norm in chosen and _holds_activation(norm)]
-    changes, skipped = [_replaced(graph, path) for path in ending], []
+    ending = [(path, norm, _ends(norm)) for path, norm in graph.named_modules() if norm in chosen]
+    changes, skipped = [_replaced(graph, path, norm, spec) for path, norm, spec in ending if spec is not None], []
     for node in calls:
         path = str(node.target)
         norm = graph.get_submodule(path)
@@ -173,29 +174,28 @@ def _skip_identities(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
             part = graph.get_submodule(str(node.target))
-            if type(part) is nn.Identity and not (part._forward_hooks or part._forward_pre_hooks):
+            if type(part) is nn.Identity and not _hooked(part):
                 node.replace_all_uses_with(node.args[0])
                 graph.graph.erase_node(node)
 
 
-def _holds_activation(norm: nn.Module) -> bool:
-    """Whether `norm` is one of another library that ends with an activation of its own, and nothing else."""
-    spec = spec_of(norm) if not isinstance(norm, Norm) and next(norm.children(), None) is not None else None
-    return (
-        spec is not None
-        and spec.activation in ACTIVATIONS
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and unlike(norm, spec) is None
-    )
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _replaced(graph: fx.GraphModule, path: str) -> Change:
-    """A norm that holds its activation becomes one layer with both."""
-    old, spec = graph.get_submodule(path), spec_of(graph.get_submodule(path))
-    assert spec is not None
-    owner, _, name = path.rpartition(".")
-    setattr(graph.get_submodule(owner), name, _layer(old, spec))
-    return Change(path, type(old).__name__, f"norm + {spec.activation}")
+def _ends(norm: nn.Module) -> NormSpec | None:
+    """The description of a norm of another library that ends with an activation of its own, and nothing else."""
+    if isinstance(norm, Norm) or next(norm.children(), None) is None or _hooked(norm):
+        return None
+    spec = spec_of(norm)
+    return spec if spec is not None and spec.activation in ACTIVATIONS and unlike(norm, spec) is None else None
+
+
+def _replaced(graph: fx.GraphModule, path: str, old: nn.Module, spec: NormSpec, *more: str) -> Change:
+    """One layer that does what `spec` says, in the place of `old`, with its parameters and buffers."""
+    replace(graph, old, _layer(old, spec))
+    after = ["norm", *more, *([spec.activation] if spec.activation else [])]
+    return Change(path, type(old).__name__, " + ".join(after))
 
 
 def _why_not(norm: nn.Module, calls: Sequence[fx.Node]) -> str | None:
@@ -204,7 +204,7 @@ def _why_not(norm: nn.Module, calls: Sequence[fx.Node]) -> str | None:
         return "it has an activation already" if spec else "it has no description"
     if len(calls) > 1:
         return "it is called more than once"
-    if norm._forward_hooks or norm._forward_pre_hooks:
+    if _hooked(norm):
         return "it has hooks, which would see something else"
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm) and len(norm.normalized_shape) > 1:
         return "it normalizes several axes"
@@ -270,8 +270,6 @@ def _fused(
     old = graph.get_submodule(path)
     spec = spec_of(old)
     assert spec is not None
-    owner, _, name = path.rpartition(".")
-    setattr(graph.get_submodule(owner), name, _layer(old, spec.but(activation=activation)))
     kwargs: dict[str, Any] = {} if residual is None else {"residual": residual}
     with graph.graph.inserting_before(last):
         made = graph.graph.call_module(path, node.args, kwargs)
@@ -279,8 +277,7 @@ def _fused(
     group: list[fx.Node] = [last, *node.users, node]  # from the end on, so that nothing erased is still used
     for gone in sorted(set(group), key=group.index):
         graph.graph.erase_node(gone)
-    after = " + ".join(["norm", *["residual"] * (residual is not None), *([activation] if activation else [])])
-    return Change(path, type(old).__name__, after)
+    return _replaced(graph, path, old, spec.but(activation=activation), *["residual"] * (residual is not None))
 
 
 def _layer(old: nn.Module, spec: NormSpec) -> Norm:
@@ -296,7 +293,6 @@ def _layer(old: nn.Module, spec: NormSpec) -> Norm:
     for name in new._buffers:
         if isinstance(value := getattr(old, name, None), torch.Tensor):
             setattr(new, name, value)
-    wear(new, old)
     return new
 
 
