@@ -41,7 +41,7 @@ _missing: str | None = None
 
 
 def prepare() -> str | None:
-    """Load the loops: half a second, and some six when they are first compiled on a machine.
+    """Load the loops: half a second, and about twelve when they are first compiled on a machine.
 
     Returns None when they are there, else why not; then `gathered` and `digest` give None, and torch computes.
     """
