@@ -24,7 +24,7 @@ _FEATURES = binding.get_host_cpu_features()
 # four of the machine's vectors: three sums of so many numbers and what is read stay in its registers
 LANES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 _FLAGS = ("reassoc", "contract", "nsz")
-_FLOAT, _INT, _HALF, _BIT = (
+FLOATS, INTEGERS, _HALF, _BIT = (
     ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(1))
 )
 _PLACE = ir.IntType(32)
@@ -34,18 +34,18 @@ class _Kind(types.Type):
     """`LANES` values of one kind: float32, or whether something holds."""
 
 
-_lanes, _which = _Kind("Lanes"), _Kind("Which")
+NUMBERS, _which = _Kind("Lanes"), _Kind("Which")
 
 
 @register_model(_Kind)
 class _Model(models.PrimitiveModel):  # pyright: ignore[reportUntypedBaseClass]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOAT if kind == _lanes else _BIT)
+        super().__init__(manager, kind, FLOATS if kind == NUMBERS else _BIT)
 
 
-def _all(value: Any) -> Any:
+def each(value: Any) -> Any:
     """A constant of each lane."""
-    return ir.Constant(_INT, [value] * LANES)
+    return ir.Constant(INTEGERS, [value] * LANES)
 
 
 # numbers and arithmetic -------------------------------------------------------------------------------------
@@ -56,10 +56,10 @@ def spread(context: Any, value: Any) -> Any:
     """A float32 in every lane."""
 
     def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        one = builder.insert_element(ir.Constant(_FLOAT, ir.Undefined), args[0], _PLACE(0))
-        return builder.shuffle_vector(one, ir.Constant(_FLOAT, ir.Undefined), _all(0))
+        one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), args[0], _PLACE(0))
+        return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), each(0))
 
-    return _lanes(types.float32), code
+    return NUMBERS(types.float32), code
 
 
 @intrinsic
@@ -79,7 +79,7 @@ def total(context: Any, value: Any) -> Any:
             some = builder.fadd(*halves, flags=_FLAGS)
         return builder.extract_element(some, _PLACE(0))
 
-    return types.float32(_lanes), code
+    return types.float32(NUMBERS), code
 
 
 def _said(function: Any, instruction: str) -> None:
@@ -90,15 +90,15 @@ def _said(function: Any, instruction: str) -> None:
         def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
             return getattr(builder, instruction)(*args, flags=_FLAGS)
 
-        return _lanes(_lanes, _lanes), code
+        return NUMBERS(NUMBERS, NUMBERS), code
 
     @overload(function)
     def operation(left, right):
-        if left == _lanes and right == _lanes:
+        if left == NUMBERS and right == NUMBERS:
             return lambda left, right: both(left, right)
-        if left == _lanes and isinstance(right, types.Float):
+        if left == NUMBERS and isinstance(right, types.Float):
             return lambda left, right: both(left, spread(np.float32(right)))
-        if isinstance(left, types.Float) and right == _lanes:
+        if isinstance(left, types.Float) and right == NUMBERS:
             return lambda left, right: both(spread(np.float32(left)), right)
         return None
 
@@ -131,44 +131,44 @@ def power(value):
 
 @intrinsic
 def _below(context: Any, left: Any, right: Any) -> Any:
-    return _which(_lanes, _lanes), lambda _, builder, __, args: builder.fcmp_ordered("<", *args)
+    return _which(NUMBERS, NUMBERS), lambda _, builder, __, args: builder.fcmp_ordered("<", *args)
 
 
 @intrinsic
 def _where(context: Any, which: Any, left: Any, right: Any) -> Any:
-    return _lanes(_which, _lanes, _lanes), lambda _, builder, __, args: builder.select(*args)
+    return NUMBERS(_which, NUMBERS, NUMBERS), lambda _, builder, __, args: builder.select(*args)
 
 
 @intrinsic
 def _floor(context: Any, value: Any) -> Any:
     def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        signature = ir.FunctionType(_FLOAT, [_FLOAT])
+        signature = ir.FunctionType(FLOATS, [FLOATS])
         return builder.call(cgutils.get_or_insert_function(builder.module, signature, f"llvm.floor.v{LANES}f32"), args)
 
-    return _lanes(_lanes), code
+    return NUMBERS(NUMBERS), code
 
 
 @intrinsic
 def _power(context: Any, value: Any) -> Any:
     def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[0], _INT)
-        return builder.bitcast(builder.shl(builder.add(whole, _all(127)), _all(23)), _FLOAT)
+        whole = builder.fptosi(args[0], INTEGERS)
+        return builder.bitcast(builder.shl(builder.add(whole, each(127)), each(23)), FLOATS)
 
-    return _lanes(_lanes), code
+    return NUMBERS(NUMBERS), code
 
 
 @intrinsic
 def _same(context: Any, value: Any) -> Any:
-    return _lanes(_lanes), lambda _, __, ___, args: args[0]
+    return NUMBERS(NUMBERS), lambda _, __, ___, args: args[0]
 
 
 def _as_lanes(kind: Any) -> Any:
-    return _same if kind == _lanes else spread
+    return _same if kind == NUMBERS else spread
 
 
 @overload(below)
 def _(left, right):
-    if left != _lanes and right != _lanes:
+    if left != NUMBERS and right != NUMBERS:
         return lambda left, right: left < right
     first, second = _as_lanes(left), _as_lanes(right)
     return lambda left, right: _below(first(left), second(right))
@@ -184,12 +184,12 @@ def _(which, left, right):
 
 @overload(floor)
 def _(value):
-    return (lambda value: _floor(value)) if value == _lanes else (lambda value: np.floor(value))
+    return (lambda value: _floor(value)) if value == NUMBERS else (lambda value: np.floor(value))
 
 
 @overload(power)
 def _(value):
-    if value == _lanes:
+    if value == NUMBERS:
         return lambda value: _power(value)
     return lambda value: as_float(np.uint32((np.int32(value) + np.int32(127)) << np.int32(23)))
 
@@ -207,15 +207,15 @@ def _at(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: A
 
 
 def _widened(builder: Any, value: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.zext(value, _INT), _all(16)), _FLOAT)
+    return builder.bitcast(builder.shl(builder.zext(value, INTEGERS), each(16)), FLOATS)
 
 
 def _rounded(builder: Any, value: Any) -> Any:
     """As bfloat16, to nearest even; NaN stays."""
-    bits = builder.bitcast(value, _INT)
-    odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
-    near = builder.lshr(builder.add(builder.add(bits, _all(0x7FFF)), odd), _all(16))
-    return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), _all(0x7FC0), near), _HALF)
+    bits = builder.bitcast(value, INTEGERS)
+    odd = builder.and_(builder.lshr(bits, each(16)), each(1))
+    near = builder.lshr(builder.add(builder.add(bits, each(0x7FFF)), odd), each(16))
+    return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), each(0x7FC0), near), _HALF)
 
 
 @intrinsic
@@ -225,11 +225,11 @@ def within(context: Any, first: Any, last: Any) -> Any:
 
 
 def _between(builder: Any, first: Any, last: Any) -> Any:
-    places = ir.Constant(_INT, list(range(LANES)))
+    places = ir.Constant(INTEGERS, list(range(LANES)))
     ends = []
     for end in (first, last):
-        one = builder.insert_element(ir.Constant(_INT, ir.Undefined), builder.trunc(end, ir.IntType(32)), _PLACE(0))
-        ends.append(builder.shuffle_vector(one, ir.Constant(_INT, ir.Undefined), _all(0)))
+        one = builder.insert_element(ir.Constant(INTEGERS, ir.Undefined), builder.trunc(end, ir.IntType(32)), _PLACE(0))
+        ends.append(builder.shuffle_vector(one, ir.Constant(INTEGERS, ir.Undefined), each(0)))
     return builder.and_(builder.icmp_signed(">=", places, ends[0]), builder.icmp_signed("<", places, ends[1]))
 
 
@@ -244,19 +244,19 @@ def _masked(builder: Any, name: str, vector: Any, answer: Any, *args: Any) -> An
 @intrinsic
 def lanes(context: Any, array: Any, index: Any) -> Any:
     """The numbers of `array` from `index` on."""
-    vector, size = (_HALF, 2) if _is_half(array) else (_FLOAT, 4)
+    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         found = builder.load(_at(context, builder, signature.args[0], *args, vector), align=size)
         return _widened(builder, found) if size == 2 else found
 
-    return _lanes(array, types.int64), code
+    return NUMBERS(array, types.int64), code
 
 
 @intrinsic
 def some(context: Any, array: Any, index: Any, which: Any) -> Any:
     """`lanes`, but reading only some; 0 in the others."""
-    vector, size = (_HALF, 2) if _is_half(array) else (_FLOAT, 4)
+    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _at(context, builder, signature.args[0], args[0], args[1], vector)
@@ -265,26 +265,26 @@ def some(context: Any, array: Any, index: Any, which: Any) -> Any:
         )
         return _widened(builder, found) if size == 2 else found
 
-    return _lanes(array, types.int64, _which), code
+    return NUMBERS(array, types.int64, _which), code
 
 
 @intrinsic
 def put(context: Any, array: Any, index: Any, value: Any) -> Any:
     """Write all lanes from `index` on, rounded to nearest even."""
-    vector, size = (_HALF, 2) if _is_half(array) else (_FLOAT, 4)
+    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = _rounded(builder, args[2]) if size == 2 else args[2]
         builder.store(value, _at(context, builder, signature.args[0], args[0], args[1], vector), align=size)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, _lanes), code
+    return types.void(array, types.int64, NUMBERS), code
 
 
 @intrinsic
 def put_some(context: Any, array: Any, index: Any, value: Any, which: Any) -> Any:
     """`put`, but only some lanes."""
-    vector, size = (_HALF, 2) if _is_half(array) else (_FLOAT, 4)
+    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = _rounded(builder, args[2]) if size == 2 else args[2]
@@ -292,13 +292,13 @@ def put_some(context: Any, array: Any, index: Any, value: Any, which: Any) -> An
         _masked(builder, "store", vector, ir.VoidType(), value, place, ir.IntType(32)(size), args[3])
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, _lanes, _which), code
+    return types.void(array, types.int64, NUMBERS, _which), code
 
 
 @intrinsic
 def stream(context: Any, array: Any, index: Any, value: Any) -> Any:
     """`put` past the caches; the address must be that of a line of memory."""
-    vector, size = (_HALF, 2) if _is_half(array) else (_FLOAT, 4)
+    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = _rounded(builder, args[2]) if size == 2 else args[2]
@@ -307,7 +307,7 @@ def stream(context: Any, array: Any, index: Any, value: Any) -> Any:
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, _lanes), code
+    return types.void(array, types.int64, NUMBERS), code
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba.extending import intrinsic, overload
 
-from normscope.kernels.cpu.compiled.lanes import _FLOAT, _INT, _all, _lanes, spread
+from normscope.kernels.cpu.compiled.lanes import FLOATS, INTEGERS, NUMBERS, each, spread
 from normscope.kernels.cpu.compiled.machine import as_bits, as_float
 
 _SIZE, _SIGN, _ONE = 0x7FFFFFFF, -0x80000000, 0x3F800000
@@ -33,26 +33,26 @@ def _least(builder: Any, left: Any, right: Any) -> Any:
 @intrinsic
 def _within(context: Any, value: Any, limit: Any) -> Any:
     def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        bits, most = (builder.bitcast(arg, _INT) for arg in args)
-        size = _least(builder, builder.and_(bits, _all(_SIZE)), most)
-        return builder.bitcast(builder.or_(size, builder.and_(bits, _all(_SIGN))), _FLOAT)
+        bits, most = (builder.bitcast(arg, INTEGERS) for arg in args)
+        size = _least(builder, builder.and_(bits, each(_SIZE)), most)
+        return builder.bitcast(builder.or_(size, builder.and_(bits, each(_SIGN))), FLOATS)
 
-    return _lanes(_lanes, _lanes), code
+    return NUMBERS(NUMBERS, NUMBERS), code
 
 
 @intrinsic
 def _share(context: Any, value: Any) -> Any:
     def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        bits, none = builder.bitcast(args[0], _INT), _all(0)
+        bits, none = builder.bitcast(args[0], INTEGERS), each(0)
         bits = builder.select(builder.icmp_signed(">", bits, none), bits, none)
-        return builder.bitcast(_least(builder, bits, _all(_ONE)), _FLOAT)
+        return builder.bitcast(_least(builder, bits, each(_ONE)), FLOATS)
 
-    return _lanes(_lanes), code
+    return NUMBERS(NUMBERS), code
 
 
 @overload(within)
 def _(value, limit):
-    if value == _lanes:
+    if value == NUMBERS:
         return lambda value, limit: _within(value, spread(limit))
 
     def one(value, limit):
@@ -65,7 +65,7 @@ def _(value, limit):
 
 @overload(share)
 def _(value):
-    if value == _lanes:
+    if value == NUMBERS:
         return lambda value: _share(value)
 
     def one(value):
