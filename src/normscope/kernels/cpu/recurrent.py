@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels.costs import LEAST
-from normscope.kernels.cpu import places as word
+from normscope.kernels.cpu.compiled import step_words as word
 from normscope.kernels.cpu.pool import launch, missing, words
 from normscope.kernels.force import forced
 

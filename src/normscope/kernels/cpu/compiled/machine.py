@@ -21,19 +21,8 @@ from numba.extending import intrinsic
 MATH = {"reassoc", "contract", "nsz"}
 WORDS = 40  # in the argument of a kernel
 LINE = 64  # bytes that memory moves at once
-SHARED = (
-    "machine",
-    "operands",
-    "loops",
-    "steps",
-    "gates",
-    "lanes",
-    "limits",
-    "activations",
-    "panels",
-    "folded",
-)  # files whose functions kernels of other files call
-_STAMP = zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in SHARED))
+# a kernel holds what it calls in any file here, and Numba looks at none but the kernel's own
+_STAMP = zlib.crc32(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
 _BYTE, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 jit: Any = numba.njit(fastmath=MATH, error_model="numpy")
@@ -43,7 +32,6 @@ inlined: Any = numba.njit(fastmath=MATH, error_model="numpy", forceinline=True)
 
 def kernel(function: Any) -> Any:
     """`function` of the address of its words, compiled; kept on disk where some folder can be written."""
-    # Numba forgets what it kept when the function's own file changes, and looks at no other
     function.__qualname__ += f".{_STAMP:08x}"
     signature = types.void(types.voidptr)
     options = {"fastmath": MATH, "error_model": "numpy"}

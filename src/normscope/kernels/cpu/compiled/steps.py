@@ -11,7 +11,7 @@ from numba import carray
 
 from normscope.kernels.cpu.compiled.machine import WORDS, jit, pointer
 from normscope.kernels.cpu.compiled.operands import words
-from normscope.kernels.cpu.places import (
+from normscope.kernels.cpu.compiled.step_words import (
     AFTER,
     BEFORE,
     BIAS,

@@ -1,4 +1,7 @@
-"""Which word holds the address of what at one time step of a recurrent layer, for who packs and who unpacks them."""
+"""Which word holds the address of what at one time step of a recurrent layer, for who packs and who unpacks them.
+
+Numbers alone, so that who packs can read them before Numba is loaded.
+"""
 
 from __future__ import annotations
 
