@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from normscope.kernels.cpu import fresh
 from normscope.kernels.cpu.pool import launch, missing, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
@@ -69,7 +70,7 @@ def _supports(problem: Problem) -> str | None:
 
 
 def _forward(problem: Problem, operands: Operands) -> Made:
-    return made(problem, operands, torch.empty_like(operands.x))
+    return made(problem, operands, fresh.like(operands.x))
 
 
 def made(problem: Problem, operands: Operands, y: Tensor) -> Made:
@@ -110,7 +111,7 @@ def differentiated(
     mean, var = (made.mean, made.var) if operands.mean is None else _statistics(form, operands)
     kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
     packed, kept = _packed(problem, form, operands, mean, var)
-    dx, dr = torch.empty_like(x), torch.empty_like(x) if way > 0 else None
+    dx, dr = fresh.like(x), fresh.like(x) if way > 0 else None
     of_affine = torch.empty(2, 1 if form.rows and form.batch else form.samples, form.channels, dtype=torch.float64)
     packed[11], packed[17], packed[29] = dx.data_ptr(), grad.data_ptr(), _past(form, dx)
     packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()

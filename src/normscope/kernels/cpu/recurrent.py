@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normscope.kernels.costs import LEAST
+from normscope.kernels.cpu import fresh
 from normscope.kernels.cpu.compiled import step_words as word
 from normscope.kernels.cpu.pool import launch, missing, words
 from normscope.kernels.force import forced
@@ -155,7 +156,7 @@ class _Walk(torch.autograd.Function):
         (steps, rows, _), hidden = given.shape, h.shape[-1]
         y = given.new_empty(steps, rows, hidden)
         cells = given.new_empty(steps, rows, hidden) if c is not None else None
-        products, gates = torch.empty_like(given), torch.empty_like(given)
+        products, gates = fresh.like(given), fresh.like(given)
         told = _statistics(walk, inputs, steps, rows, hidden)
         packed, kept = _packed(walk, inputs, rows, hidden)
         run, across, tasks = _step(walk, False), inputs.weight.T, int(packed[2])
@@ -186,7 +187,7 @@ class _Walk(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_by_torch(walk, inputs, dy, dc)
         steps, rows, hidden = y.shape
-        of_given, of_products = torch.empty_like(gates), torch.empty_like(gates)
+        of_given, of_products = fresh.like(gates), fresh.like(gates)
         dy, dh = dy.contiguous(), dy[-1].clone(memory_format=torch.contiguous_format)
         dc = dc.clone(memory_format=torch.contiguous_format)
         first = (inputs.h if inputs.c is None else inputs.c).contiguous()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope.kernels.cpu import fresh
 from normscope.kernels.cpu.pool import launch, missing, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
@@ -54,7 +55,7 @@ def _is_rows(problem: Problem) -> bool:
 def _forward(problem: Problem, operands: Operands) -> Made:
     x, residual = operands.x, operands.residual
     rows = x.numel() // problem.channels
-    y, (mean, var) = torch.empty_like(x), torch.empty(2, rows, dtype=torch.float64)
+    y, (mean, var) = fresh.like(x), torch.empty(2, rows, dtype=torch.float64)
     packed, kept = _packed(problem, operands, rows, mean, var)
     packed[11], packed[16] = y.data_ptr(), 0 if residual is None else residual.data_ptr()
     half = x.dtype is torch.bfloat16
@@ -69,7 +70,7 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     x = operands.x
     way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
     packed, kept = _packed(problem, operands, x.numel() // problem.channels, made.mean, made.var)
-    dx, dr = torch.empty_like(x), torch.empty_like(x) if way else None
+    dx, dr = fresh.like(x), fresh.like(x) if way else None
     of_affine = torch.empty(2, int(packed[2]), problem.channels, dtype=torch.float64)
     more = y if way == 1 else operands.residual if way == 2 else None
     packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
