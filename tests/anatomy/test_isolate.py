@@ -167,6 +167,7 @@ def test_the_state_of_another_accelerator_is_put_back(monkeypatch):
         get_rng_state = classmethod(lambda cls: cls.state)
         set_rng_state = classmethod(lambda cls, state: setattr(cls, "state", state))
 
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
     monkeypatch.setattr(torch, "get_device_module", lambda device: Device)
     with isolated(nn.Identity()):

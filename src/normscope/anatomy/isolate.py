@@ -211,5 +211,5 @@ def _random_states_kept(modules: list[nn.Module]) -> Iterator[None]:
 
 def _other_accelerator() -> Any:
     """The module of the accelerator at hand when it is not CUDA (``torch.mps``, ``torch.xpu``); else None."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if accelerator is None or accelerator.type == "cuda" else torch.get_device_module(accelerator)

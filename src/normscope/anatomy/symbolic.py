@@ -57,7 +57,7 @@ class _Reader(fx.Tracer):
         return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        stack, last = self.module_stack.copy(), next(reversed(self.graph.nodes))
+        stack, last = self.module_stack.copy(), next(iter(reversed(self.graph.nodes)))
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:

@@ -154,8 +154,8 @@ class TemporalBatchNorm(nn.Module):
 
     def _teach(self, steps: int, seen: Statistics) -> None:
         state = {name: buffer[:steps] for name, buffer in self.named_buffers()}
-        state |= {name: state[name].view(-1) for name in ("running_mean", "running_var")}
-        teach(state, self._sequence, seen)
+        flat = {name: state[name].view(-1) for name in ("running_mean", "running_var")}
+        teach({**state, **flat}, self._sequence, seen)
 
     def extra_repr(self) -> str:
         """The features and the time limit."""

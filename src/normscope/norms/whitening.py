@@ -35,6 +35,8 @@ class Whitening(nn.Module):
 
     weight: Tensor | None
     bias: Tensor | None
+    running_mean: Tensor
+    running_cov: Tensor
 
     def __init__(self, spec: NormSpec, num_features: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class Whitening(nn.Module):
     def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         groups = len(x)
         if not self.training:
-            mean, cov = self.get_buffer("running_mean"), self.get_buffer("running_cov")
+            mean, cov = self.running_mean, self.running_cov
             return mean.to(x.dtype).view(groups, -1, 1), cov.to(x.dtype)
         cells = torch.tensor(x.shape[2]) if mask is None else mask.sum()
         mean = x.sum(2, keepdim=True) / cells.clamp(min=1)

@@ -73,6 +73,8 @@ class Inputs(NamedTuple):
 
 def refuses(inputs: Inputs, masked: bool = False) -> str | None:
     """Why no kernel walks, in words, or None."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return "the step is compiled, or in mixed precision"
     tensors = [value for value in inputs[:-1] if value is not None]
     kinds = {value.dtype for value in tensors} | {torch.float32}
     if masked:
@@ -85,8 +87,6 @@ def refuses(inputs: Inputs, masked: bool = False) -> str | None:
         return "it computes float32 on the CPU"
     if any(type(value) not in _PLAIN for value in tensors):
         return "an operand is of a subclass of Tensor"
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return "the step is compiled, or in mixed precision"
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     if functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return "a function transform is under way"

@@ -7,7 +7,6 @@ A layer has two: the one of `train_from` normalizes while training, and what it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,21 +22,19 @@ from normscope.norms.sources.source import Call, Source
 from normscope.norms.sources.synchronized import Synchronized
 from normscope.terms.spec import NormSpec
 
-SOURCES: Mapping[str, Source] = MappingProxyType(
-    {
-        "input": Measured(),
-        "batch": Measured(),
-        "running": Running(),
-        "cumulative": Cumulative(),
-        "population": Population(),
-        "renormalized": Renormalized(),
-        "ghost": Ghost(),
-        "synchronized": Synchronized(),
-        "online": Online(),
-        "given": Given(),
-        "none": Nothing(),
-    }
-)
+SOURCES: Mapping[str, Source] = {  # no proxy of a mapping: torch.compile before 2.7 looks nothing up in one
+    "input": Measured(),
+    "batch": Measured(),
+    "running": Running(),
+    "cumulative": Cumulative(),
+    "population": Population(),
+    "renormalized": Renormalized(),
+    "ghost": Ghost(),
+    "synchronized": Synchronized(),
+    "online": Online(),
+    "given": Given(),
+    "none": Nothing(),
+}
 
 __all__ = ["SOURCES", "Call", "Source", "initial_state", "run", "teach"]
 

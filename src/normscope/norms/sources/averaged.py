@@ -54,7 +54,7 @@ class Running(Given):
             self.learn(call.state, call.spec, seen)
             held = tuple(snapshot(call.state[name]) for name in ("running_mean", "running_var"))
         y = self.estimated(call, *held)
-        past.keep(call.state["running_mean"], seen[:2], held, y)
+        past.keep(call.state["running_mean"], (seen.mean, seen.var), held, y)
         return y, ()
 
     def at_once(self, call: Call) -> Tensor | None:
@@ -72,11 +72,11 @@ class Running(Given):
         """Normalize by the average as the first run left it."""
         with torch.no_grad():
             seen = measure(call.x, call.spec, call.mask)
-        return self.estimated(call, *past.again(call.kept("running_mean"), seen[:2]))
+        return self.estimated(call, *past.again(call.kept("running_mean"), (seen.mean, seen.var)))
 
     def estimated(self, call: Call, mean: Tensor, var: Tensor) -> Tensor:
         """The output by the given averages."""
-        return self.normalize(call._replace(state={"running_mean": mean, "running_var": var}))
+        return self.normalize(call.by({"running_mean": mean, "running_var": var}))
 
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""

@@ -35,13 +35,13 @@ class Renormalized(Source):
             r, d = self.corrections(call, seen.mean, root(seen.var, call.spec))
         y = self.corrected(call, seen, r, d)
         if call.state:
-            past.keep(call.state["running_mean"], seen[:2], (r, d), y)
+            past.keep(call.state["running_mean"], (seen.mean, seen.var), (r, d), y)
         return y, (Statistics(seen.mean.detach(), seen.var.detach(), seen.size),)
 
     def repeat(self, call: Call) -> Tensor:
         """Normalize with the corrections of the first run."""
         seen = measure(call.x, call.spec, call.mask)
-        return self.corrected(call, seen, *past.again(call.kept("running_mean"), seen[:2]))
+        return self.corrected(call, seen, *past.again(call.kept("running_mean"), (seen.mean, seen.var)))
 
     def corrected(self, call: Call, seen: Statistics, r: Tensor, d: Tensor) -> Tensor:
         """``(x − μ_B)/σ_B · r + d``, written as one shift and one division."""

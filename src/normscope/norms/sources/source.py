@@ -33,6 +33,11 @@ class Call(NamedTuple):
         """The buffer of that name, if there is one."""
         return self.state.get(name) if self.state else None
 
+    def by(self, state: Mapping[str, Tensor]) -> Call:
+        """The same call with other buffers; torch.compile before 2.7 follows no `_replace`."""
+        x, spec, weight, bias, _, mask, group, residual, patience = self
+        return Call(x, spec, weight, bias, state, mask, group, residual, patience)
+
 
 class Source:
     """Where μ and σ come from. Sources hold nothing: what they keep lives in the buffers of `Call.state`."""
