@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 from math import inf, nan
 from typing import Any
@@ -24,12 +24,15 @@ from normscope.watch.fixed_batch import FixedBatch, LossFn, loss_of
 from normscope.watch.guard import Guard
 from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
+from normscope.watch.optimizers import owned
 from normscope.watch.plan import Plan
 from normscope.watch.sample import Row, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.shards import NobodyCame, lower_precision
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update
+
+_Told = tuple[Site, Digest]
 
 
 class Observer:
@@ -71,6 +74,7 @@ class Observer:
         self._standing: Taps | None = None  # with its hooks on the model
         self._taps: Taps | None = None  # the same, at a sampled step
         self._update: Update | None = None
+        self._late: Update | None = None  # of an optimizer that did not step in a sampled step
         self._held: Tensor | None = None
         self._tried = self._looked_for_unseen = self._owed = False
         self.live = live
@@ -148,19 +152,40 @@ class Observer:
         if self._taps is not None and self._taps.running:
             self._taps.end(output, loss_of(output))
 
-    def before_update(self, optimizer: Optimizer | None) -> None:
-        """The optimizer is about to step."""
+    def before_update(self, optimizer: Optimizer | None, elsewhere: Collection[int] = ()) -> None:
+        """An optimizer is about to step, one that does not own the parameters `elsewhere`."""
         if self._update is not None:
-            self._update.begin(optimizer)
+            self._update.begin(optimizer, elsewhere)
 
-    def after_update(self, optimizer: Optimizer | None) -> None:
-        """The optimizer has stepped: the sampled step is over, and is written."""
+    def after_update(self, optimizer: Optimizer | None, elsewhere: Collection[int] = ()) -> None:
+        """That optimizer has stepped."""
+        if self.step is not None and self._update is not None:
+            self._guard("update", self._update.end, optimizer, elsewhere, step=self.step)
+
+    def end(self, waiting: Iterable[Optimizer] = ()) -> None:
+        """The sampled step is over, and is written; the optimizers that are `waiting` have not stepped in it."""
         step, taps, update = self.step, self._taps, self._update
         if step is not None and update is not None:
-            self._guard("update", update.end, optimizer, step=step)
             self._scale = update.scale
             self._guard("record", self._write, step, taps, update, step=step)
+            for optimizer in waiting:
+                if update.overflowed(optimizer):
+                    why = f"{type(optimizer).__name__} left its parameters alone, since a gradient had overflowed"
+                    self._journal.skipped(step, why)
         self.leave()
+
+    def before_late(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step that did not in the sampled step: its parameters alone are looked at."""
+        if self._plan is not None:
+            self._late = Update(self._plan, owned([optimizer]))
+            self._late.begin(optimizer)
+
+    def after_late(self, optimizer: Optimizer, step: int) -> None:
+        """That optimizer has stepped, at `step`."""
+        update, self._late = self._late, None
+        if update is not None:
+            update.end(optimizer)
+            self._tell_update(step, update, digests([*update.parameters, *update.gradients, *update.changes]))
 
     def tell_missing(self) -> None:
         """The run is over: note which experiments it is without, and why."""
@@ -305,11 +330,15 @@ class Observer:
             self._tell_unseen(step, taps)
             if taps.root_gradient is not None:
                 self._held = taps.root_gradient / update.scale
-        own = [] if self._replicated else own
         seen = sound[0] if len(sound) == 1 else merged([one for each in sound for one in each])
-        self._journal.live(step, [*seen, *own])
+        self._tell_update(step, update, own, seen)
         if seen and loss is not None:
             self._journal.found_loss(step, _value(told[-1][1]) / update.scale)
+
+    def _tell_update(self, step: int, update: Update, own: Sequence[_Told], seen: Sequence[_Told] = ()) -> None:
+        """Write what was `seen` of the passes, and of the parameters what is our `own`, unless another process does."""
+        own = [] if self._replicated else own
+        self._journal.live(step, [*seen, *own])
         self._journal.update_ratios(step, own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")

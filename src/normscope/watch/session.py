@@ -6,7 +6,7 @@ import atexit
 import html
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +29,7 @@ from normscope.watch.hooks import RootHook, after_forward, before_forward, in_ba
 from normscope.watch.journal import Journal
 from normscope.watch.measure import measures_named
 from normscope.watch.observer import Observer
+from normscope.watch.optimizers import Optimizers
 from normscope.watch.schedule import Budgeted, Due, Schedule, schedule_of
 from normscope.watch.subject import called, check, described, fresh_path, is_replicated, place_among_processes
 
@@ -42,7 +43,7 @@ Every = int | Literal["auto"] | Callable[[int], Any]
 
 def watch(
     model: nn.Module,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     path: str | os.PathLike[str] | None = None,
     *,
     probe: Any = None,
@@ -64,7 +65,9 @@ def watch(
 
     Args:
         model: what is trained; `torch.compile` and data-parallel wrappers are passed through.
-        optimizer: what trains it; its steps are counted. Without one, call `Watcher.step` after each update.
+        optimizer: what trains it; its steps are counted. Of several a step ends when all have made theirs, when one
+            begins another, or with the next forward pass in training. Without one, call `Watcher.step` after each
+            update.
         path: the run directory; ``runs/<model>-<time>`` when left out. A record that is there is continued.
         probe: the fixed batch as the loader yields it (`Probe.of`); the first training batch when left out.
         loss_fn: ``(output, target) → loss`` for the gradients of the fixed batch. Without it ``output.loss`` is used
@@ -92,7 +95,7 @@ def watch(
         RecordError: `path` is a file, or holds something that is no record.
     """
     started = perf_counter()
-    check(model, optimizer)
+    optimizers = check(model, optimizer)
     rank, processes = place_among_processes()
     schedule = schedule_of(every, budget, processes=processes)
     in_turn = isinstance(schedule, Budgeted)
@@ -121,8 +124,8 @@ def watch(
         replicated=rank > 0 and is_replicated(wrapped),
     )
     watcher = Watcher(model, root, observer, journal, guard, schedule, started, start)
-    if optimizer is not None:
-        watcher.adopt(optimizer)
+    if optimizers:
+        watcher.adopt(*optimizers)
     return watcher
 
 
@@ -156,12 +159,13 @@ class Watcher:
         self._first = self._step = first  # optimizer steps: at the start, so far
         self._account = Account(guard, started, first)
         self._due = Due()
+        self._sampling = False
         self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
         self._losses: list[tuple[int, Tensor]] = []
-        self._optimizer: Optimizer | None = None
+        self._optimizers = Optimizers(model, self._before_step, self._after_step)
+        self._late: set[int] = set()  # the identities of those that did not step in the latest sampled step
         self._root_hooks: list[RemovableHandle] = []
-        self._step_hooks: list[RemovableHandle] = []
         atexit.register(self.close)
         self._guard("schedule", self._arm, step=first)
 
@@ -180,8 +184,8 @@ class Watcher:
 
     def step(self) -> None:
         """Say that an update was made, where no optimizer was given to count them."""
-        if self._optimizer is None:
-            self._after_step()
+        if self._optimizers.first is None:
+            self._end_step()
 
     def close(self) -> None:
         """Take every hook off and complete the record. Closing twice is closing once."""
@@ -207,15 +211,12 @@ class Watcher:
             self._journal.writer.flush()
         return Record(self.path)
 
-    def adopt(self, optimizer: Optimizer) -> None:
-        """Count the steps of `optimizer`, when none was given at the start. Raises ModelError when it is none."""
-        check(self._model, optimizer)
-        self._optimizer = optimizer
-        self._step_hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        self._guard("note", self._tell_ownership, optimizer)
+    def adopt(self, *optimizers: Optimizer) -> None:
+        """Count the steps of `optimizers` as well. Raises ModelError when one is none."""
+        check(self._model, optimizers)
+        for optimizer in optimizers:
+            self._optimizers.adopt(optimizer)
+        self._guard("note", self._tell_ownership)
 
     @property
     def model(self) -> nn.Module:
@@ -224,8 +225,13 @@ class Watcher:
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer whose steps are counted."""
-        return self._optimizer
+        """The optimizer whose steps are counted; of several the first."""
+        return self._optimizers.first
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """All optimizers whose steps are counted."""
+        return tuple(self._optimizers.known)
 
     @property
     def probe(self) -> Probe | None:
@@ -240,7 +246,7 @@ class Watcher:
     @property
     def has_optimizer(self) -> bool:
         """Whether an optimizer's steps are counted."""
-        return self._optimizer is not None
+        return self._optimizers.first is not None
 
     @property
     def parameters(self) -> set[int]:
@@ -284,6 +290,7 @@ class Watcher:
             self._observer.withdraw()
         if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
             self._account.begin()
+            self._sampling = True
             self._root_hooks = [
                 before_forward(self._root, RootHook(self._forward_begins), first=self._sharded),
                 after_forward(self._root, RootHook(self._forward_ends)),
@@ -291,7 +298,10 @@ class Watcher:
 
     def _forward_begins(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._is_training(module):
-            self._guard("observer", self._open, compiled, args, kwargs, step=self._step)
+            if self._optimizers.stepped and not self._optimizers.inside:
+                self._end_step()
+            if self._sampling:
+                self._guard("observer", self._open, compiled, args, kwargs, step=self._step)
 
     def _open(self, compiled: bool, args: Any, kwargs: Any) -> None:
         if self._observer.step is None:
@@ -311,34 +321,67 @@ class Watcher:
         self._evaluated |= not training and torch.is_grad_enabled()
         return torch.is_grad_enabled() and (training or self._learns_in_evaluation_mode)
 
-    def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_here():
+            return
+        if id(optimizer) in self._optimizers.stepped and not self._optimizers.inside:
+            self._end_step()
         self._observer.stepping = any(value is not None for value in (*args[1:], *kwargs.values()))  # a closure
         to_come = self._observer.stepping and self._observer.step is None
-        if self._root_hooks and self._is_here() and not to_come:
-            self._guard("observer", self._before_update, step=self._step)
+        if self._sampling and not to_come:
+            self._guard("observer", self._before_update, optimizer, step=self._step)
+        elif not self._sampling and id(optimizer) in self._late:
+            self._guard("observer", self._observer.before_late, optimizer, step=self._step)
 
-    def _before_update(self) -> None:
+    def _before_update(self, optimizer: Optimizer | None) -> None:
         if self._observer.step is None:  # no training forward pass was seen
             self._observer.begin(self._step, self._due, (), {})
             self._learns_in_evaluation_mode = self._evaluated
-        self._observer.before_update(self._optimizer)
+        self._observer.before_update(optimizer, self._optimizers.elsewhere(optimizer))
 
-    def _after_step(self, *_: Any) -> None:
-        if self._is_here():
-            if self._root_hooks:
-                self._end_sample()
-            self._step += 1
-            self._guard("schedule", self._arm, step=self._step)
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if not self._is_here():
+            return
+        if self._sampling:
+            self._updated(optimizer)
+        elif id(optimizer) in self._late:
+            self._late.remove(id(optimizer))
+            self._guard("observer", self._observer.after_late, optimizer, self._step, step=self._step)
+        if self._optimizers.inside:
+            return
+        if self._optimizers.all_stepped:
+            self._end_step()
+        elif not self._root_hooks:
+            self._root_hooks = [before_forward(self._root, RootHook(self._forward_begins), first=self._sharded)]
+
+    def _updated(self, optimizer: Optimizer | None) -> None:
+        if self._observer.step is None:  # the optimizer's hook did not come: the update was told by `step`
+            self._guard("observer", self._before_update, optimizer, step=self._step)
+        elsewhere = self._optimizers.elsewhere(optimizer)
+        self._guard("observer", self._observer.after_update, optimizer, elsewhere, step=self._step)
+
+    def _end_step(self) -> None:
+        """The training step is over: every optimizer has made its update, or the next step begins."""
+        if not self._is_here():
+            return
+        self._disarm()
+        if self._sampling:
+            self._end_sample()
+        self._optimizers.begin()
+        self._step += 1
+        self._guard("schedule", self._arm, step=self._step)
 
     def _end_sample(self) -> None:
-        self._disarm()
-        if self._observer.step is None:  # the optimizer's hook did not come: the update was told by `step`
-            self._guard("observer", self._before_update, step=self._step)
-        self._guard("observer", self._observer.after_update, self._optimizer, step=self._step)
+        if self._optimizers.first is None:
+            self._updated(None)
+        waiting = self._optimizers.waiting
+        self._late = {id(optimizer) for optimizer in waiting} if self._due.live else self._late
+        self._guard("observer", self._observer.end, waiting, step=self._step)
         self._observer.leave()
         if self._due:
             self._guard("record", self._tell_state, step=self._step)
         self._account.end(self._step, self._due, self._observer.passes_to_come)
+        self._sampling = False
 
     def _disarm(self) -> None:
         for handle in self._root_hooks:
@@ -352,11 +395,10 @@ class Watcher:
     # What is told to the record.
 
     def _take_loss(self, value: float | Tensor) -> None:
-        if self._loss_lags is None:
-            self._loss_lags = (
-                self._step == self._first + 1
-            )  # first told right after the first update: it is told after updates
-        step = self._step - self._loss_lags
+        stepped = bool(self._optimizers.stepped)
+        if self._loss_lags is None:  # first told right after the first update: it is told after updates
+            self._loss_lags = stepped or self._step == self._first + 1
+        step = self._step - (self._loss_lags and not stepped)
         value = value.detach() if isinstance(value, Tensor) else value
         if isinstance(value, Tensor) and value.device.type != "cpu":
             self._losses.append((step, value.clone()))
@@ -379,28 +421,29 @@ class Watcher:
 
     def _tell_state(self) -> None:
         self._tell_losses()
-        if self._optimizer is not None and self._optimizer.param_groups:
-            rate = float(self._optimizer.param_groups[0].get("lr", float("nan")))
-            self._journal.writer.scalar(None, self._step, "learning_rate", rate)
+        for number, optimizer in enumerate(self._optimizers.known, 1):
+            if optimizer.param_groups:
+                rate = float(optimizer.param_groups[0].get("lr", float("nan")))
+                name = "learning_rate" if number == 1 else f"learning_rate_{number}"
+                self._journal.writer.scalar(None, self._step, name, rate)
         self._journal.writer.scalar(None, self._step, "overhead", self.overhead)
 
-    def _tell_ownership(self, optimizer: Optimizer) -> None:
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        ours = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
-        missing = sum(key not in owned for key in ours)
+    def _tell_ownership(self) -> None:
+        missing, ours = self._optimizers.missing()
         if missing:
+            who = "The optimizer does" if len(self._optimizers.known) == 1 else "The optimizers do"
             self._journal.say(
-                f"The optimizer does not own {missing} of the model's {len(ours)} trainable parameters; "
-                "their updates are not watched.",
-                warn=missing == len(ours),
+                f"{who} not own {missing} of the model's {ours} trainable parameters; their updates are not watched.",
+                warn=missing == ours,
             )
 
     def _finish(self) -> None:
+        if self._optimizers.stepped:
+            self._end_step()
         self._disarm()
         self._observer.leave()
         self._observer.withdraw()
-        for handle in self._step_hooks:
-            handle.remove()
+        self._optimizers.release()
         self._tell_losses()
         self._observer.tell_missing()
         self._journal.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from time import strftime
@@ -16,8 +17,8 @@ from normscope.anatomy.isolate import unwrapped
 from normscope.terms.errors import ModelError
 
 
-def check(model: Any, optimizer: Any) -> None:
-    """Raise `ModelError` when `model` is no module, or `optimizer` neither an optimizer nor None."""
+def check(model: Any, optimizer: Any) -> tuple[Optimizer, ...]:
+    """The optimizers of `optimizer`: one, several, or None. Raises `ModelError` when they or `model` are none."""
     if not isinstance(model, nn.Module):
         raise ModelError(
             "A training was to be watched without a model.",
@@ -25,13 +26,16 @@ def check(model: Any, optimizer: Any) -> None:
             because="a model is a torch.nn.Module; only a module has the hooks that watching needs",
             do="call watch(model, optimizer, path)",
         )
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ModelError(
-            "A training was to be watched with an optimizer that is none.",
-            found=f"{type(optimizer).__name__} where the optimizer should be",
-            because="steps are counted by the hooks of torch.optim.Optimizer",
-            do="give the torch optimizer, or none and call Watcher.step() after each update",
-        )
+    given = () if optimizer is None else optimizer if isinstance(optimizer, Sequence) else (optimizer,)
+    for one in given:
+        if not isinstance(one, Optimizer):
+            raise ModelError(
+                "A training was to be watched with an optimizer that is none.",
+                found=f"{type(one).__name__} where the optimizer should be",
+                because="steps are counted by the hooks of torch.optim.Optimizer",
+                do="give the torch optimizer, a list of them, or none and call Watcher.step() after each update",
+            )
+    return tuple(given)
 
 
 def called(model: nn.Module) -> nn.Module:
