@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import normscope as ns
-from normscope.kernels import dispatch
+from normscope.kernels import dispatch, fused
 from normscope.kernels.offer import Operands, Problem
 
 pytest.importorskip("numba")
@@ -126,3 +126,20 @@ def test_no_more_than_input_and_output_or_residual_is_kept(activation, residual)
     assert kept(ours)[0] == size * (1 + (residual and activation is not None)) + statistics
     if activation is not None:
         assert kept(ours)[0] <= kept(torchs)[0] + statistics
+
+
+def test_a_cast_before_the_weight_is_none_in_float32():
+    early = ns.catalog["RMSNorm"].but(cast="normalized")
+    torch.manual_seed(0)
+    these = [torch.randn(40, 96), torch.randn(96), None, None]
+    truth = differentiated("reference", early, these, F64)
+    for name in ("numba", "aten"):
+        for value, wanted in zip(differentiated(name, early, these, F32), truth, strict=True):
+            assert (value - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+    assert ns.kernels.explain(early, torch.empty(8192, 768)).choice == "numba"
+    half = Problem.of(early, Operands(torch.empty(8192, 768, dtype=BF16)))
+    assert dispatch.choose(half).name == "reference"
+    reasons = {offer.refuses(half) for offer in fused.OFFERS if offer.name in ("numba", "aten")}
+    assert (
+        "it has eps inside the root and casts last" in reasons and "ATen has no weight offset and casts last" in reasons
+    )

@@ -25,11 +25,11 @@ _LOST = 0.5  # of the bound n · ulp · |μ|/σ; what is lost is about a hundred
 _BATCH, _SAMPLE, _CHANNELS, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "C", "S"))
 
 
-def refuses(spec: NormSpec) -> str | None:
-    """Why ATen does not serve `spec`, or None."""
+def refuses(spec: NormSpec, casts_first: bool | None = None) -> str | None:
+    """Why ATen does not serve `spec`, or None; `casts_first` as in `Problem`, None where no dtype is known."""
     if spec.eps_place != "inside":
         return f"ATen puts eps inside the root, not {spec.eps_place}"
-    if spec.weight_offset or spec.cast != "output":
+    if spec.weight_offset or (spec.cast != "output" if casts_first is None else casts_first):
         return "ATen has no weight offset and casts last"
     if spec.eps == 0 and "N" in spec.over:
         return "ATen's batch norm asks for eps above zero"

@@ -106,6 +106,11 @@ class Problem(NamedTuple):
         )
 
     @property
+    def casts_first(self) -> bool:
+        """Whether x̂ is rounded to the dtype of the input before g: nothing is lost where that is float32 or wider."""
+        return self.spec.cast == "normalized" and self.dtype not in (torch.float32, torch.float64)
+
+    @property
     def keeps(self) -> str | None:
         """What is kept for the backward pass beside the input: "y", "residual" or nothing.
 

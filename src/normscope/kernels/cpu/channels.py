@@ -54,7 +54,7 @@ def _supports(problem: Problem) -> str | None:
         return "given statistics of groups are not those of single channels"
     if not spec.center or spec.scale != "std" or spec.eps is None or spec.eps_place != "inside":
         return "it centres, and divides by the standard deviation with eps inside the root"
-    if spec.weight_offset or spec.cast != "output":
+    if spec.weight_offset or problem.casts_first:
         return "it has no weight offset and casts last"
     if spec.activation not in _ACTIVATIONS:
         return f"it has no {spec.activation}"

@@ -26,7 +26,7 @@ def _supports(problem: Problem) -> str | None:
         return f"it takes statistics over the channels, not over {''.join(sorted(spec.over)) or 'nothing'}"
     if not _is_rms(problem) and not (spec.center and spec.scale == "std"):
         return "it divides by the standard deviation about the mean, or by the root mean square"
-    if spec.eps_place != "inside" or spec.cast != "output":
+    if spec.eps_place != "inside" or problem.casts_first:
         return "it has eps inside the root and casts last"
     if spec.activation not in _ACTIVATIONS:
         return f"it has no {spec.activation}"

@@ -16,7 +16,7 @@ def _supports(problem: Problem) -> str | None:
         return "ATen takes and tells statistics of single channels only"
     if problem.elements <= problem.statistics and not problem.given and problem.spec.center:
         return "ATen refuses one cell a statistic"
-    return native.refuses(problem.spec)
+    return native.refuses(problem.spec, problem.casts_first)
 
 
 def _run(problem: Problem, operands: Operands) -> tuple[Tensor, Statistics | None]:
