@@ -220,6 +220,46 @@ def test_an_optimizer_that_comes_late_and_a_second_training(script, tmp_path):
     assert len(second.steps) >= 3 and second.summary("0@weight:update", 2) is not None
 
 
+TWO = """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    body, head = torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.Adam(model[2].parameters(), lr=0.01)
+    {more}
+    for number in range(12):
+        x = torch.randn(16, 4)
+        loss = nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long())
+        loss.backward()
+        {steps}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "steps", "every", "seen"),
+    [
+        ("", "[(one.step(), one.zero_grad()) for one in (body, head)]", 1, (range(12), range(12))),
+        ("", "one = (body, head)[number % 2]; one.step(), model.zero_grad()", 1, (range(0, 12, 2), range(1, 12, 2))),
+        ("", "body.step(); number % 3 == 2 and (head.step(), head.zero_grad()); body.zero_grad()", 1,
+         (range(12), range(2, 12, 3))),
+        ("later = lambda: torch.optim.SGD(model[2].parameters(), lr=0.1)",
+         "head = later() if number == 5 else head; body.step(), head.step(), model.zero_grad()", 1,
+         (range(12), [*range(5), *range(6, 12)])),
+    ],
+    ids=["both", "in turn", "each third", "made later"],
+)  # fmt: skip
+def test_two_optimizers_of_one_model(more, steps, every, seen, script, tmp_path):
+    path = tmp_path / "r"
+    assert run(script(TWO.format(more=more, steps=steps)), [], path, every=every) == 0
+    record = ns.Record(path)
+    assert list(record.steps) == list(range(12)) and "fault" not in [event.kind for event in record.events]
+    for key, steps_seen in zip(("0@weight", "2@weight"), seen):
+        assert list(record.series(f"{key}:update", "update_ratio").steps) == list(steps_seen)
+    assert not [finding for finding in ns.diagnose(record) if finding.name in ("unmoved_layer", "uneven_updates")]
+    assert not any("not own" in event.text for event in record.events)
+
+
 def test_keyword_arguments_and_compiled_models_are_found(script, tmp_path, capsys):
     keywords = """
         import torch

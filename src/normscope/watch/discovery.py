@@ -23,6 +23,7 @@ from normscope.record.writer import Writer
 from normscope.watch.callers import kwargs_of_call
 from normscope.watch.guard import Guard
 from normscope.watch.hooks import RootHook, in_backward, in_transform
+from normscope.watch.optimizers import owned
 from normscope.watch.session import Every, Watcher, watch
 
 PATIENCE = 3
@@ -51,6 +52,7 @@ class Discovery:
         self._calls = 0
         self._strangers: WeakSet[Optimizer] = WeakSet()  # optimizers from before the script
         self._optimizers: WeakSet[Optimizer] = WeakSet()
+        self._introduced: WeakSet[Optimizer] = WeakSet()  # to all watchers there are
         self._steps = 0
         self._crash: BaseException | None = None
         self._guard = Guard(self._record_fault)
@@ -106,13 +108,14 @@ class Discovery:
         if not own or not (model.training or self._steps):  # before any update it may well be evaluated first
             return
         self._look_for_optimizers()
-        stepped = _owned(self._optimizers)
+        stepped = owned(self._optimizers)
         if not own & stepped:
             return
         watcher = watch(module, path=self._place(model, own, stepped), budget=self._budget, every=self._every)
         self._inner.add(id(module))
         self.watchers.append(watcher)
-        self._introduce(watcher, own)
+        self._introduce(watcher, own, self._optimizers)
+        self._introduced.clear()
         watcher.joined(compiled, module, args, kwargs_of_call())
         if stepped <= self._watched():
             self._rest()
@@ -131,12 +134,12 @@ class Discovery:
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
         return next(place for place in (self.path / name for name in names) if place not in taken)
 
-    def _introduce(self, watcher: Watcher, own: set[int]) -> None:
-        """Have `watcher` count the steps of the optimizer that owns most of its model."""
-        candidates = [(len(own & _owned([optimizer])), optimizer) for optimizer in self._optimizers]
-        share, optimizer = max(candidates, key=lambda found: found[0], default=(0, None))
-        if optimizer is not None and share:
-            watcher.adopt(optimizer)
+    def _introduce(self, watcher: Watcher, own: set[int], optimizers: Iterable[Optimizer]) -> None:
+        """Have `watcher` count the steps of those of `optimizers` that own any of its model, that of most first."""
+        shares = [(len(own & owned([optimizer])), optimizer) for optimizer in optimizers]
+        having = sorted((each for each in shares if each[0]), key=lambda each: -each[0])
+        if having:
+            watcher.adopt(*(optimizer for _, optimizer in having), late=watcher.has_optimizer)
 
     def _stepping(self, optimizer: Optimizer, *_: Any) -> None:
         self._guard("discovery", self._meet, optimizer)
@@ -147,20 +150,20 @@ class Discovery:
         if self._on_modules is not None and self._steps > PATIENCE * max(1, len(self._optimizers)):
             self._rest()
             self._tell_loose()
-        if any(optimizer is known for known in self._optimizers) and all(w.has_optimizer for w in self.watchers):
+        if any(optimizer is known for known in self._introduced):
             return
+        self._introduced.add(optimizer)
         self._optimizers.add(optimizer)
         for watcher in self.watchers:
-            if not watcher.has_optimizer:
-                self._introduce(watcher, watcher.parameters)
-        if not _owned([optimizer]) <= self._watched():
+            self._introduce(watcher, watcher.parameters, [optimizer])
+        if not owned([optimizer]) <= self._watched():
             self._search()
 
     def _watched(self) -> set[int]:
         return set().union(*(watcher.parameters for watcher in self.watchers))
 
     def _tell_loose(self) -> None:
-        loose = len(_owned(self._optimizers) - self._watched())
+        loose = len(owned(self._optimizers) - self._watched())
         for watcher in self.watchers:
             watcher.note(
                 discovery=f"{loose} parameters that are trained belong to no module that was called as a model"
@@ -183,10 +186,6 @@ class Discovery:
                 writer.event("note", "No training was seen: no module was called with gradients and then updated.")
                 if self._crash is not None:
                     writer.event("crash", f"{type(self._crash).__name__}: {self._crash}")
-
-
-def _owned(optimizers: Iterable[Optimizer]) -> set[int]:
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def _living_optimizers() -> list[Optimizer]:

@@ -32,17 +32,22 @@ class Optimizers:
         self._seen: list[ref[Optimizer]] = []
         self._running: list[Optimizer] = []
         self._hooks: list[RemovableHandle] = []
+        self._late: Optimizer | None = None
         self.first: Optimizer | None = None
         self.stepped: set[int] = set()
 
-    def adopt(self, optimizer: Optimizer) -> None:
-        """Follow `optimizer` as well, or what it wraps where it has no hooks; once is enough."""
+    def adopt(self, optimizer: Optimizer, *, late: bool = False) -> None:
+        """Follow `optimizer` as well, or what it wraps where it has no hooks; once is enough.
+
+        late: whether the step that it is about to make belongs to a training step which is over.
+        """
         while not hasattr(optimizer, "_optimizer_step_pre_hooks") and isinstance(_inner(optimizer), Optimizer):
             optimizer = _inner(optimizer)
         if any(optimizer is known for known in self.known):
             return
         self.first = self.first or optimizer
         self._seen.append(ref(optimizer))
+        self._late = optimizer if late else None
         self._hooks += (optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave))
 
     def release(self) -> None:
@@ -88,12 +93,17 @@ class Optimizers:
         return sum(key not in theirs for key in ours), len(ours)
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is self._late:
+            return
         if any(optimizer is running for running in self._running):  # its last step ended with an exception
             self._running.clear()
         self._before(optimizer, args, kwargs)
         self._running.append(optimizer)
 
     def _leave(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is self._late:
+            self._late = None
+            return
         if self._running:
             self._running.pop()
         self.stepped.add(id(optimizer))

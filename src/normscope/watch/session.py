@@ -211,11 +211,14 @@ class Watcher:
             self._journal.writer.flush()
         return Record(self.path)
 
-    def adopt(self, *optimizers: Optimizer) -> None:
-        """Count the steps of `optimizers` as well. Raises ModelError when one is none."""
+    def adopt(self, *optimizers: Optimizer, late: bool = False) -> None:
+        """Count the steps of `optimizers` as well; when `late`, from the one after that which is about to begin.
+
+        Raises ModelError when one is none.
+        """
         check(self._model, optimizers)
         for optimizer in optimizers:
-            self._optimizers.adopt(optimizer)
+            self._optimizers.adopt(optimizer, late=late)
         self._guard("note", self._tell_ownership)
 
     @property
