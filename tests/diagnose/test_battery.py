@@ -186,11 +186,11 @@ HEALTHY = {
     "frozen_front": Run(frozen_front, adam(2e-3)),
 }
 SICK = {
-    "weights_too_large": Run(stack(nn.Tanh, 12, start=deviation(1.0)), sgd(0.05), expected=("saturated_activation",)),
-    "inputs_too_large": Run(
+    "weights_too_large": Run(stack(nn.Tanh, 12, start=deviation(1.0)), sgd(0.05), expected=("poor_initialization",)),
+    "weights_too_large_behind_a_norm": Run(
         lambda: nn.Sequential(nn.BatchNorm1d(64), *stack(nn.Tanh, 3, start=deviation(3.0))()),
         sgd(0.05),
-        expected=("saturated_activation",),
+        expected=("poor_initialization",),
     ),
     "rate_too_large_for_tanh": Run(stack(nn.Tanh, 4), sgd(1.0), expected=("rate_too_high",), cured=False),
     "sigmoid_stack": Run(stack(nn.Sigmoid, 10), sgd(0.05), expected=("poor_initialization",)),

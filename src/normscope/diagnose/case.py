@@ -107,16 +107,23 @@ class Case(Run):
 
     @cached_property
     def chance(self) -> float | None:
-        """The loss of a network that knows nothing, log C for a cross-entropy over C classes; None for other losses.
+        """The loss of a network that knows nothing; None where that is not known.
 
-        A cross-entropy is known by its gradient, which adds up to zero over the outputs of the last layer.
+        log C for a cross-entropy over C classes, which is known by its gradient: it adds up to zero over the outputs of
+        the last layer. For an error, which is 0 where the output is the target, that of the mean of the fixed batch's
+        targets, where the loss is at hand.
         """
+        if self.experiment is not None and (error := self.experiment.error_of_the_mean()) is not None:
+            return error
         last = self.sites[-1] if self.sites else None
         if last is None or last.role != "producer" or self.channels(last) < 2:
             return None
         balance = self.balance(last)
         known = len(balance) > 0 and float(np.median(balance.values)) < BALANCED
-        return float(np.log(self.channels(last))) if known else None
+        if not known:
+            return None
+        told = self.experiment.loss_of_nothing() if self.experiment is not None else None
+        return told if told is not None and told > 0 else float(np.log(self.channels(last)))
 
     @cached_property
     def fallen(self) -> float | None:
@@ -135,6 +142,16 @@ class Case(Run):
     def thrives(self) -> bool:
         """Whether the loss is known to have fallen to less than half of where it started, or of chance."""
         return (self.fallen or 0.0) > 0.5
+
+    @cached_property
+    def plateau(self) -> float:
+        """The share of the run before the loss had lost a tenth of its start, smoothed over five steps."""
+        values = self.loss.values
+        if len(values) < 6:
+            return 0.0
+        smooth = np.median(np.lib.stride_tricks.sliding_window_view(values, 5), axis=1)
+        lower = np.flatnonzero(smooth < smooth[0] - 0.1 * abs(smooth[0]))
+        return float(lower[0]) / len(smooth) if len(lower) else 1.0
 
     @cached_property
     def output_gap(self) -> Track:

@@ -7,7 +7,7 @@ asks about; each pair is tried once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
-from normscope.anatomy.batch import Probe
+from normscope.anatomy.batch import Probe, first_tensor, mapped
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.diagnose.removals import REMOVALS
 from normscope.diagnose.rule import Rule
@@ -42,6 +43,9 @@ CURE = "scales"
 SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
 
+_DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+Change = Callable[[torch.Tensor], torch.Tensor] | None
+
 _ASKED = {"the loss": "loss_fn=…", "the optimizer": "optimizer=…"}
 _MEASURES = ("activation", "gradient", "dead", "eval_gap", "running_stat_error", "running_statistics")
 
@@ -60,6 +64,30 @@ class Watched(Protocol):
     def probe(self) -> Probe | None: ...
     @property
     def loss_fn(self) -> LossFn | None: ...
+
+
+class _Dropping(TorchFunctionMode):
+    """Notes where a function of dropout is told to drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within: list[str] = []
+        self.found: dict[str, None] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, told = getattr(func, "__name__", ""), kwargs or {}
+        fused = name == "scaled_dot_product_attention" and (args[4] if len(args) > 4 else told.get("dropout_p", 0.0))
+        if fused:
+            self.found[self.within[-1] if self.within else ""] = None
+        if name in _DROPS and func.__module__ == torch.nn.functional.__name__:
+            p, training = (*args[1:], *(0.5, True)[len(args) - 1 :])[:2] if len(args) < 3 else args[1:3]
+            if told.get("training", training) and told.get("p", p) > 0:
+                self.found[self.within[-1] if self.within else ""] = None
+        return func(*args, **(kwargs or {}))
+
+    def leave(self) -> None:
+        """A module has ended."""
+        self.within.pop()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -145,6 +173,134 @@ class Experiment(Datum):
             return {}
         return found if isfinite(found[0.0]) else {}
 
+    def answer(self, change: Change = None, *, training: bool = False, seed: int = 0) -> torch.Tensor | None:
+        """What the model gives for the fixed batch, its inputs changed; None where that fails or is no tensor.
+
+        Args:
+            change: made to every tensor of the inputs.
+            training: whether in training mode, as it stands there, or in evaluation mode.
+            seed: of the random state in which it begins.
+        """
+        return self.traced(change, training=training, seed=seed, inside=False).get("")
+
+    def traced(
+        self, change: Change = None, *, training: bool = False, seed: int = 0, inside: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """The same for every module that gives a tensor, by path, in the order in which they end."""
+        found: dict[str, torch.Tensor] = {}
+
+        def note(path: str, output: Any) -> None:
+            given = first_tensor(output)
+            if given is not None and given.is_floating_point() and given.ndim:
+                found.setdefault(path, given.detach().clone())
+
+        probe = Probe.of(self.probe).detached()
+        if change is not None:
+            probe = replace(probe, args=mapped(probe.args, change), kwargs=mapped(dict(probe.kwargs), change))
+        try:
+            model = self._copy()
+            named = [(path, module) for path, module in model.named_modules() if path and inside]
+            for path, module in named:
+                module.register_forward_hook(lambda _m, _i, output, path=path: note(path, output))
+            with isolated(model, training=training), torch.no_grad():
+                torch.manual_seed(seed)
+                note("", probe.run(model))
+        except Exception:  # what cannot be asked so has no answer
+            return {}
+        return found
+
+    def dropping(self) -> tuple[str, ...]:
+        """The paths of the modules in evaluation mode whose code calls a dropout that drops."""
+        calls = _Dropping()
+        try:
+            model = self._copy()
+            for path, module in model.named_modules():
+                module.register_forward_pre_hook(lambda _m, _i, path=path: calls.within.append(path))
+                module.register_forward_hook(lambda _m, _i, _o: calls.leave(), always_call=True)
+            with isolated(model, training=False), torch.no_grad(), calls:
+                Probe.of(self.probe).detached().run(model)
+        except Exception:
+            return ()
+        return tuple(calls.found)
+
+    def by_heart(self, steps: int, rate: float = 3e-3) -> tuple[float, float] | None:
+        """The loss of the fixed batch before and after so many steps of Adam on it alone; None where it has none."""
+        model = self._copy()
+        batch = Probe.of(self.probe)
+        try:
+            with isolated(model, training=True), torch.enable_grad():
+                torch.manual_seed(self.seed)
+                optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], rate)
+                first = last = float("inf")
+                for step in range(steps + 1):
+                    loss = self._loss(batch.detached().run(model), batch.target)
+                    last = min(last, float(loss.detach()))
+                    first = last if not step else first
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+        except Exception:
+            return None
+        return (first, last) if isfinite(first) else None
+
+    def least(self, low: float, high: float, steps: int = 60) -> float | None:
+        """The least loss of the fixed batch that was found for outputs between two bounds; None without a loss."""
+        target, given = Probe.of(self.probe).target, self.output()
+        if self.loss_fn is None or not isinstance(given, torch.Tensor) or not given.is_floating_point():
+            return None
+        try:
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                torch.manual_seed(self.seed)
+                output = given.detach().clone().clamp(low, high).requires_grad_()
+                optimizer = torch.optim.Adam([output], (high - low) / 20)
+                best = float("inf")
+                for _ in range(steps):
+                    loss = self._loss(output, target)
+                    best = min(best, float(loss.detach()))
+                    (output.grad,) = torch.autograd.grad(loss, output)
+                    optimizer.step()
+                    with torch.no_grad():
+                        output.clamp_(low, high)
+        except Exception:
+            return None
+        return best if isfinite(best) else None
+
+    def loss_of_nothing(self) -> float | None:
+        """The loss of the fixed batch for outputs that are all zero; None where it has none."""
+        given = self.output()
+        if self.loss_fn is None or not isinstance(given, torch.Tensor):
+            return None
+        try:
+            told = float(self._loss(torch.zeros_like(given), Probe.of(self.probe).target))
+        except Exception:
+            return None
+        return told if isfinite(told) else None
+
+    def error_of_the_mean(self) -> float | None:
+        """The loss of answering the mean of the targets to all, where the loss of answering the target is zero."""
+        target = Probe.of(self.probe).target
+        if self.loss_fn is None or not isinstance(target, torch.Tensor) or not target.is_floating_point():
+            return None
+        if target.ndim < 1 or len(target) < 2:
+            return None
+        try:
+            mean, right = (
+                float(self._loss(one, target)) for one in (target.mean(0, keepdim=True).expand_as(target), target)
+            )
+        except Exception:
+            return None
+        return mean if isfinite(mean) and mean > 0 and abs(right) < 1e-6 * mean else None
+
+    def output(self) -> Any:
+        """All that the model gives for the fixed batch in evaluation mode; None where it fails."""
+        try:
+            model = self._copy()
+            with isolated(model, training=False), torch.no_grad():
+                torch.manual_seed(self.seed)
+                return Probe.of(self.probe).detached().run(model)
+        except Exception:
+            return None
+
     def _loss_after(self, taken: Optimizer, size: float) -> float:
         model = self._copy()
         batch = Probe.of(self.probe)
@@ -204,7 +360,7 @@ def explains(cause: Rule, effect: Rule, experiment: Experiment | None) -> bool |
 
 
 def _tested(finding: Finding, rule: Rule, experiment: Experiment) -> Finding:
-    if rule.symptom is None:
+    if rule.symptom is None or (rule.shown_by and finding.evidence.quantity not in rule.shown_by):
         return finding
     found = experiment.removal(rule.removal, rule.symptom) if rule.removal else None
     effects = experiment.effect(finding, rule.symptom)

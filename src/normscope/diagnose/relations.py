@@ -80,7 +80,7 @@ def _codes(findings: Sequence[Finding]) -> tuple[str, ...]:
 def _plausible(cause: Finding, effect: Finding, rule: Rule, depth_of: DepthOf | None) -> bool:
     if cause.since_step is not None and effect.since_step is not None and _earliest(cause) > effect.since_step:
         return False
-    if set(cause.sites) & set(effect.sites) or depth_of is None:
+    if set(cause.sites) & set(effect.sites) or depth_of is None or rule.travels == "both":
         return True
     causes, effects = (
         [depth for depth in map(depth_of, finding.sites) if depth is not None] for finding in (cause, effect)

@@ -57,8 +57,9 @@ class Rule(Datum):
         thresholds: every number the check compares with, by name.
         causes: names of the ailments that this one can bring about.
         travels: the pass in which the symptom spreads; a cause of a ``"forward"`` ailment lies before it in
-            execution order, a cause of a ``"backward"`` one lies after it.
+            execution order, a cause of a ``"backward"`` one lies after it, one of ``"both"`` anywhere.
         symptom: what of a model and a batch shows this ailment, a name of `symptoms.SYMPTOMS`; None when nothing does.
+        shown_by: the quantities of evidence to whose findings the symptom belongs; empty where it does to all.
         removal: what takes the cause out that this rule names, a name of `removals.REMOVALS`; None when nothing does.
         sick: examples in which the rule must speak.
         healthy: examples in which it must be silent.
@@ -72,8 +73,9 @@ class Rule(Datum):
     text: str | None = field(repr=False)
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     causes: tuple[str, ...] = ()
-    travels: Literal["forward", "backward"] = "forward"
+    travels: Literal["forward", "backward", "both"] = "forward"
     symptom: str | None = None
+    shown_by: tuple[str, ...] = ()
     removal: str | None = None
     sick: tuple[Example, ...] = field(default=(), repr=False)
     healthy: tuple[Example, ...] = field(default=(), repr=False)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 
 from normscope.diagnose.case import Case
+from normscope.diagnose.counterfactual import Experiment
 from normscope.record.reader import Record
 from normscope.terms.datum import Datum
 
@@ -57,6 +58,7 @@ class Scene(Datum):
         sorted: whether batches come in the order of the labels, instead of at random.
         clear: whether gradients are cleared before each step.
         probes: which measures of the fixed batch are taken; the usual ones when None.
+        at_hand: whether the model, the fixed batch, the loss and the optimizer are there to try causes on.
         seed: of the one random state behind all of it.
     """
 
@@ -71,10 +73,19 @@ class Scene(Datum):
     sorted: bool = False
     clear: bool = True
     probes: tuple[str, ...] | None = None
+    at_hand: bool = False
     seed: int = 0
 
     def record(self, path: str | PathLike[str]) -> Record:
         """Train under watch, and give the record. The caller's random state stays as it is."""
+        return self._trained(path).record
+
+    def subject(self, folder: str | PathLike[str]) -> Case:
+        """The case of a record written to `folder`."""
+        case = self._trained(folder)
+        return case if self.at_hand else Case(case.record)
+
+    def _trained(self, path: str | PathLike[str]) -> Case:
         from normscope.watch.session import watch  # who reads a record needs no watcher
 
         with torch.random.fork_rng(devices=[]):
@@ -92,11 +103,7 @@ class Scene(Datum):
                     loss.backward()
                     optimizer.step()
                     watcher.loss(loss.item())
-        return Record(path)
-
-    def subject(self, folder: str | PathLike[str]) -> Case:
-        """The case of a record written to `folder`."""
-        return Case(self.record(folder))
+        return Case(Record(path), Experiment(model, probe, self.loss, optimizer))
 
     def _batches(self, labels: Tensor) -> Iterator[Tensor]:
         order = labels.flatten().argsort() if self.sorted else None

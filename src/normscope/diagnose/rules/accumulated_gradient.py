@@ -63,7 +63,7 @@ OTHERS = Threshold(
 def check(case: Case) -> Iterator[Finding]:
     """One finding with the layers whose gradient is more than the batch's."""
     sites = [site for site in case.producers if not site.call]
-    owned = [site for site in sites if any(len(case.moves(one)) for one in case.parameters(site.path))]
+    owned = [site for site in sites if all(len(case.moves(one)) for one in _weights(case, site))]
     tracks = {site: track for site in owned if site.kind == "Linear" and len(track := _ratio(case, site))}
     limit, words = BEYOND, "the most that its batch can give"
     if not tracks:
@@ -89,6 +89,11 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def _weights(case: Case, site: Site) -> list[Site]:
+    """The weights of a layer: what the optimizer does not own it does not clear either."""
+    return [one for one in case.parameters(site.path) if "weight" in one.name]
+
+
 def _accumulates(track: Track, limit: Threshold) -> bool:
     """Whether it is beyond the limit again and again, and has grown since the first step, where nothing was left."""
     if len(track) < 4:
@@ -99,7 +104,7 @@ def _accumulates(track: Track, limit: Threshold) -> bool:
 
 def _against_fixed_batch(case: Case, site: Site) -> Track:
     """‖∂L/∂W‖ of a training batch over that of the fixed batch, all weights of a layer together."""
-    slopes = [one.at("gradient", one.name) for one in case.parameters(site.path) if "weight" in one.name]
+    slopes = [one.at("gradient", one.name) for one in _weights(case, site)]
     live, fixed = ([case.over(one, "gradient_norm", source) for one in slopes] for source in ("live", "probe"))
     steps = [set(track.steps.tolist()) for track in (*live, *fixed)]
     common = sorted(set.intersection(*steps)) if steps else []
@@ -157,6 +162,7 @@ RULE = Rule(
     __doc__,
     thresholds={"beyond": BEYOND, "growth": GROWTH, "others": OTHERS},
     causes=(
+        "unrelated_targets",
         *("rate_too_high", "nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution"),
         *("exploding_gradient", "vanishing_gradient", "growing_weights", "rank_collapse"),
     ),

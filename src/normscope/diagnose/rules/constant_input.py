@@ -91,6 +91,7 @@ RULE = Rule(
     __doc__,
     thresholds={"same": SAME},
     causes=(
+        "unrelated_targets",
         *("poor_initialization", "vanishing_gradient", "dead_units", "rank_collapse", "rate_too_low", "rate_too_high"),
         *("collapsed_channels", "unlike_units", "unstandardized_input", "restricted_output", "symmetric_units"),
     ),

@@ -141,9 +141,11 @@ RULE = Rule(
     __doc__,
     thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
     causes=(
+        "unrelated_targets",
         *("vanishing_gradient", "rate_too_low", "rank_collapse", "uneven_updates", "unmoved_layer"),
         *("growing_weights",),
     ),
+    travels="both",
     symptom="dead",
     removal="scales",
     sick=SICK,

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -36,7 +37,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Prescription
 
 LEFT = Threshold(
     0.1,
@@ -44,12 +45,22 @@ LEFT = Threshold(
     "al. 2015, section 2.2); training by itself makes weights grow",
     "ratio",
 )
+PULLED = Threshold(
+    0.01,
+    "chosen: a memory of a hundred steps, less than an epoch of all but the smallest data; AdamW's own 0.01 at a rate "
+    "of 1e-3 makes it a hundred thousand",
+    "share of the weights a step",
+)
 MOST = Threshold(0.5, "chosen: what pulls at weights pulls at all of them, so it is no layer's own affair", "share")
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with every layer whose weights have shrunk."""
     if case.thrives:
+        return
+    pull = _pull(case)
+    if pull > PULLED.value:
+        yield _held_down(case, pull)
         return
     sizes = {site.path: track for site in case.producers if len(track := _size(case, site.path)) > 2}
     left = {path: track.last / float(track.values[0]) for path, track in sizes.items() if track.values[0] > 0}
@@ -65,12 +76,43 @@ def check(case: Case) -> Iterator[Finding]:
         LEFT.evidence("rms", left[worst], track.steps, [(path, left[path]) for path in shrunk]),
         since_step=int(track.steps[0]),
         prescriptions=[
-            remedies.advice(
-                "divide the optimizer's `weight_decay` by 10, and again until the weights keep their size",
-                "the loss must hold the weights more strongly than the decay pulls at them",
-            ),
+            _less(),
             remedies.advice("take penalties on the size of weights out of the loss"),
         ],
+    )
+
+
+def _pull(case: Case) -> float:
+    """The share of themselves that the decay takes from the weights at each step; 0 where that is not known."""
+    optimizer = case.experiment.optimizer if case.experiment is not None else None
+    if optimizer is None:
+        return 0.0
+    rates = case.scalar(None, "learning_rate").values
+    rate = float(np.median(rates)) if len(rates) else 0.0
+    apart = isinstance(optimizer, SGD) or "AdamW" in type(optimizer).__name__
+    apart = apart or any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    pulls = [float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups]
+    momentum = max(float(group.get("momentum") or 0.0) for group in optimizer.param_groups)
+    return rate * min(pulls) / (1 - min(momentum, 0.99)) if apart and pulls else 0.0
+
+
+def _held_down(case: Case, pull: float) -> Finding:
+    sites = tuple(dict.fromkeys(site.path for site in case.producers if len(_size(case, site.path))))
+    return RULE.finding(
+        sites,
+        f"The weight decay takes {pull:.1%} of the weights at each step: what was learned {1 / pull:.0f} steps ago is "
+        "two thirds gone, and the loss has not lost half of its start.",
+        PULLED.evidence("pull", pull, case.steps, [(path, pull) for path in sites]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[_less()],
+    )
+
+
+def _less() -> Prescription:
+    return remedies.advice(
+        "divide the optimizer's `weight_decay` by 10, and again until the weights keep their size",
+        "the loss must hold the weights more strongly than the decay pulls at them",
     )
 
 
@@ -98,8 +140,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"left": LEFT, "most": MOST},
+    thresholds={"left": LEFT, "pulled": PULLED, "most": MOST},
     causes=(
+        "unrelated_targets",
         *("vanishing_gradient", "rank_collapse", "dead_units", "collapsed_channels", "uneven_updates", "unlike_units"),
         *("rate_too_high", "rate_too_low", "restricted_output", "drifting_distribution"),
     ),

@@ -99,7 +99,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"balanced": BALANCED},
-    causes=("rate_too_low", "vanishing_gradient", "restricted_output"),
+    causes=("unrelated_targets", "rate_too_low", "vanishing_gradient", "restricted_output"),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -102,7 +102,10 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"collapsed": COLLAPSED},
-    causes=("rank_collapse",),
+    causes=(
+        "unrelated_targets",
+        "rank_collapse",
+    ),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -126,6 +126,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"any": ANY},
+    causes=("unrelated_targets",),
     sick=SICK,
     healthy=HEALTHY,
 )

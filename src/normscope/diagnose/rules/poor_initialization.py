@@ -1,23 +1,29 @@
-"""From the start the signal dies or explodes on its way through the network.
+"""The weights start at another scale than their layer needs, or the signal dies or explodes on its way.
 
 ## What it finds
-Two starts from which a network hardly gets away by itself. The signal dies: behind some layer, and in every layer
-after it to the output, all samples give nearly the same, differing by less than a four-hundredth of their size. Or it
-explodes: the last layers' activations are more than four hundred times as large as the first ones'. It must be so at
-the first probe and stay so for a quarter of the run; many networks start with little variation at the output and have
-it grown after a few steps.
+Weights that were drawn at another scale than any theory gives their layer, with no norm right behind it that would make
+up for it: four times as large, a tenth as large (the last layer apart, which may start at nothing), or of one sign, so
+that what all inputs have in common drowns the rest. A network that got away from it (most of the loss is gone, and went
+early) has a note. And starts from which a network hardly gets away by itself. The signal dies: behind some layer, and
+in every layer after it to the output, all samples give nearly the same, differing by less than a four-hundredth of
+their size. Or it explodes: the last layers' activations are more than four hundred times as large as the first ones'.
+It must be so at the first probe and stay so for a quarter of the run; many networks start with little variation at the
+output and have it grown after a few steps.
 
 ## Why it hurts
 A network whose output is the same for all samples can only learn the mean of the targets, and its gradients carry no
 information about the input. One whose activations explode starts with a huge loss and huge gradients.
 
 ## Evidence
-On the fixed batch, the deviation of each layer's output between samples over its root mean square: the root of one
-minus the correlation of two samples. And the root mean square of each layer's output relative to the first's.
+What a layer multiplies the deviation of a centred signal by, the root mean square of its weights times √(inputs of a
+unit), or backward √(units that an input reaches): 1/√3 for torch's own, √2 by He. And what it multiplies the common
+part of its inputs by, over that. On the fixed batch, the deviation of each layer's output between samples over its
+root mean square: the root of one minus the correlation of two samples. And the root mean square of each layer's output
+relative to the first's.
 
 ## Prescription
-Normalize over the batch before each activation, or draw the weights at the gain of the activation (He for rectifiers,
-Xavier for tanh). Under sigmoids only the former helps: the constant 1/2 that each of them adds is common to all
+Draw the weights at the gain of the activation (He for rectifiers, Xavier for tanh), or normalize over the batch before
+each activation. Under sigmoids only the former helps: the constant 1/2 that each of them adds is common to all
 samples.
 
 ## When to ignore
@@ -26,24 +32,27 @@ When the samples of the fixed batch are nearly alike, as when the probe holds on
 ## References
 Glorot & Bengio 2010, section 4.2; He et al. 2015, *Delving deep into rectifiers*, section 2.2.
 Poole et al. 2016, *Exponential expressivity in deep neural networks through transient chaos*.
-Schoenholz et al. 2017, *Deep Information Propagation*.
+Schoenholz et al. 2017, *Deep Information Propagation*. Pascanu, Mikolov & Bengio 2013, *On the difficulty of training
+recurrent neural networks*, section 2.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.layers import collapsed
 from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scales import Drawn, drawn
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.symptoms import variation
-from normscope.terms.finding import Evidence, Finding, Severity
+from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 from normscope.terms.site import Site
 
 ALIKE = Threshold(
@@ -54,17 +63,136 @@ ALIKE = Threshold(
 )
 EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
 SHUT = Threshold(1.0, "definition: all units are dead", "share")
+FAINT = Threshold(0.01, "chosen: two layers that hand on a hundredth each leave nothing of six e-folds", "ratio")
 WIDE = Threshold(
     0.1, "chosen: e^-2.3, within two of the six e-folds; what the first layer makes of it is the layer's own", "share"
 )
+LARGE = Threshold(
+    4.0,
+    "chosen: torch.nn.init.calculate_gain gives 5/3 at most, and the largest gain that the rules of He and Glorot give "
+    "by the other fan is 2.4; sound runs of benchmarks/faults lie below 3",
+    "gain",
+)
+WIDE_ROWS = Threshold(
+    10.0, "chosen: ten times the deviation with which torch draws the rows of an embedding", "deviation"
+)
+SMALL = Threshold(
+    0.1,
+    "chosen: a sixth of torch's own 1/√3, the smallest in use; 0.02 over 32 inputs, as transformers are drawn, is 0.11",
+    "gain",
+)
+COMMON = Threshold(
+    4.0,
+    "derived: centred weights give |mean| √(units) / deviation of about 1/√(inputs); at 4 a layer hands on four times "
+    "as much of what all inputs have in common as of their differences",
+    "ratio",
+)
+OVERCOME = Threshold(
+    0.8, "chosen: of a start that a network got away from, less than a fifth of the loss is left", "share"
+)
+LATE = Threshold(0.2, "chosen: a fifth of the run spent before a tenth of the loss was gone", "share")
+LOUD = Threshold(2.0, "chosen: a start at twice the loss of knowing nothing has to be unlearned first", "ratio")
+SHOUTING = Threshold(10.0, "chosen: five times LOUD, from which the outputs have to shrink to a tenth first", "ratio")
 LASTING = 4
 """The signal must be gone for a quarter of the run; chosen, because many such starts recover in a few steps."""
 
 
 def check(case: Case) -> Iterator[Finding]:
-    """At most one finding of each kind: a dying signal, an exploding one."""
-    yield from _dying(case)
-    yield from _exploding(case)
+    """At most one finding of weights off scale; without one, of each kind: a dying signal, an exploding one."""
+    scale = _off_scale(case)
+    if scale is not None:
+        yield scale
+    if scale is None or scale.severity == "note":
+        yield from _loud(case)
+        yield from _dying(case)
+        yield from _exploding(case)
+
+
+def _off_scale(case: Case) -> Finding | None:
+    """The weights that were drawn at another scale: too large ones, else those of one sign, else too small ones."""
+    layers = list(drawn(case))
+    last = case.producers[-1].path if case.producers else ""
+    bare = [one for one in layers if not one.normed]
+    large = [one for one in bare if one.low > (WIDE_ROWS if one.table else LARGE).value]
+    common = [one for one in layers if one.common > COMMON.value and not one.table and one.site.path != last]
+    small = [one for one in bare if one.high < SMALL.value and not one.table and one.site.path != last]
+    if large:
+        return _drawn_off(case, large, LARGE, [one.low for one in large], "multiply the deviation of what they read by")
+    if common:
+        words = "are of one sign, and multiply what their inputs have in common, over what they do to the rest, by"
+        return _drawn_off(case, common, COMMON, [one.common for one in common], words)
+    if small:
+        return _drawn_off(
+            case, small, SMALL, [one.high for one in small], "multiply the deviation of what they read by"
+        )
+    return None
+
+
+def _loud(case: Case) -> Iterator[Finding]:
+    """Outputs that are sure of themselves before anything was learned: a loss far above that of knowing nothing."""
+    chance = case.chance if case.experiment is not None else None
+    start = float(case.loss.values[0]) if len(case.loss) else 0.0
+    early = (case.fallen or 0.0) > OVERCOME.value and case.plateau <= LATE.value
+    if chance is None or not start > SHOUTING.value * chance or early:
+        return
+    last = case.producers[-1].path
+    yield RULE.finding(
+        [last],
+        f"The loss starts at {start:.3g}, {start / chance:.3g} times that of outputs that are all zero ({chance:.3g}): "
+        f"the outputs of `{last}` are far too large before anything was learned.",
+        SHOUTING.evidence("start", start / chance, [int(case.steps[0])], [(last, start / chance)]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[_again((last,)), remedies.advice("divide the outputs, or take the factor before the loss away")],
+    )
+
+
+def _drawn_off(case: Case, off: Sequence[Drawn], limit: Threshold, values: list[float], words: str) -> Finding:
+    worst = min(values) if limit is SMALL else max(values)
+    at = off[values.index(worst)]
+    sites = tuple(dict.fromkeys(one.site.path for one in off))
+    step = int(case.steps[0])
+    return RULE.finding(
+        sites,
+        f"At the start the weights of {len(sites)} layers {words} {worst:.3g} (`{at.name}` of `{at.site.place}`), "
+        f"where {'at least' if limit is SMALL else 'at most'} {limit.value:g} is right.",
+        limit.evidence("gain", worst, [step], [(one.site.key, value) for one, value in zip(off, values)]),
+        severity="error" if case.learns is False else "note" if _overcome(case, off, limit) else "warning",
+        since_step=step,
+        prescriptions=list(_anew(case, off)),
+    )
+
+
+def _again(sites: tuple[str, ...]) -> Prescription:
+    return Prescription(
+        "reinitialize",
+        sites,
+        words=f"draw the weights of {remedies.few(sites)} at the gain of their activation, with biases of zero: "
+        "`nn.init.kaiming_normal_(weight, nonlinearity='relu')` before ReLU, `nn.init.xavier_normal_(weight)` "
+        "otherwise, recurrent ones with `nn.init.orthogonal_`",
+        reason="at this scale a layer hands on as much variance as it gets, forward and backward",
+    )
+
+
+def _overcome(case: Case, off: Sequence[Drawn], limit: Threshold) -> bool:
+    """Whether the network got away from such a start, early."""
+    spared = (case.fallen or 0.0) > OVERCOME.value and case.plateau <= LATE.value
+    if limit is not LARGE:
+        return spared
+    start = float(np.median(case.loss.values[:3])) if len(case.loss) else 0.0
+    loud = case.chance is not None and start > LOUD.value * case.chance
+    return spared and not loud and not any(one.recurrent for one in off)
+
+
+def _anew(case: Case, off: Sequence[Drawn]) -> Iterator[Prescription]:
+    sites = tuple(dict.fromkeys(one.site.path for one in off if not one.table))
+    if sites:
+        yield _again(sites)
+    if len(sites) < len({one.site.path for one in off}):
+        yield remedies.advice("draw the rows of the embedding with deviation 1 or less: `nn.init.normal_(weight)`")
+    norm = remedies.normalize(case, case.hidden_activations)
+    if norm is not None:
+        yield norm
 
 
 def _dying(case: Case) -> Iterator[Finding]:
@@ -79,7 +207,7 @@ def _dying(case: Case) -> Iterator[Finding]:
     if not layers or (not start and not _told_apart(case)):
         return
     shut = _shut_before(case, layers[0])
-    if shut is not None and start:  # what feeds the units that are shut is where it begins
+    if start and (shut is not None or _hands_on_nothing(case, along.paths[start - 1])):  # where it begins
         layers = along.paths[start - 1 :]
     yield _finding(
         case,
@@ -103,6 +231,13 @@ def _told_apart(case: Case) -> bool:
     """Whether the samples differ before the first layer makes them alike."""
     told = case.summaries(case.producers[0].at("input"), "probe")[:1]
     return any(one.channels is not None and variation(one.channels) > WIDE.value for _, one in told)
+
+
+def _hands_on_nothing(case: Case, path: str) -> bool:
+    """Whether the output of a layer is next to nothing beside what it reads, as behind gates that are shut."""
+    site = next(site for site in case.producers if site.path == path)
+    given, read = (case.summaries(one, "probe")[:1] for one in (site, site.at("input")))
+    return bool(given and read) and given[0][1].rms < FAINT.value * read[0][1].rms
 
 
 def _shut_before(case: Case, path: str) -> Site | None:
@@ -143,7 +278,7 @@ def _finding(case: Case, layers: tuple[str, ...], message: str, evidence: Eviden
         evidence,
         severity=severity,
         since_step=evidence.steps[0],
-        prescriptions=list(remedies.cures(case, case.hidden_activations)),
+        prescriptions=list(remedies.cures(case, case.hidden_activations)) or [_again(layers)],
     )
 
 
@@ -156,10 +291,20 @@ def _stack(function: type[nn.Module], depth: int, scale: float = 1.0, width: int
     return nn.Sequential(*layers, nn.Linear(width, 8))
 
 
+def _at(layer: int, factor: float, offset: float = 0.0) -> nn.Module:
+    model = _stack(nn.ReLU, 3, 2**0.5)
+    with torch.no_grad():
+        model[layer].weight.mul_(factor).add_(offset)  # pyright: ignore
+    return model
+
+
 SICK = (
     Scene(partial(_stack, nn.Tanh, 16, 0.4), ("32",)),
     Scene(partial(_stack, nn.ReLU, 16, 0.5), ("32",)),
-    Scene(partial(_stack, nn.ReLU, 8, 8.0), optimizer=sgd(1e-9)),
+    Scene(partial(_stack, nn.ReLU, 18, 3.0), optimizer=sgd(1e-9), steps=12),
+    Scene(partial(_at, 2, 40.0), ("2",), optimizer=sgd(1e-3), steps=12),
+    Scene(partial(_at, 2, 1e-3), ("2",), steps=12),
+    Scene(partial(_at, 2, 0.1, 0.3), ("2",), steps=12),
 )
 HEALTHY = (
     Scene(partial(_stack, nn.ReLU, 8, 2**0.5), optimizer=sgd(0.02)),
@@ -174,13 +319,28 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"alike": ALIKE, "exploded": EXPLODED, "shut": SHUT, "wide": WIDE},
+    thresholds={
+        "large": LARGE,
+        "wide_rows": WIDE_ROWS,
+        "small": SMALL,
+        "common": COMMON,
+        "overcome": OVERCOME,
+        "late": LATE,
+        "loud": LOUD,
+        "shouting": SHOUTING,
+        "alike": ALIKE,
+        "exploded": EXPLODED,
+        "shut": SHUT,
+        "faint": FAINT,
+        "wide": WIDE,
+    },
     causes=(
         *("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
         *("rate_too_high", "rate_too_low", "rank_collapse", "uneven_updates", "drifting_distribution"),
-        *("amplified_drift", "unmoved_layer"),
+        *("amplified_drift", "unmoved_layer", "entropy_collapse", "unrelated_targets"),
     ),
     symptom="unlike",
+    shown_by=("variation", "magnitude"),
     removal="initialization",
     sick=SICK,
     healthy=HEALTHY,

@@ -4,8 +4,9 @@
 Runs whose loss ends half as high again as it began, beyond its noise, or was no longer finite after updates had moved
 weights by more than themselves. Of runs that have learned nothing: those whose loss went to three times its start,
 those in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead
-that were not, and those in which each step moves it by more than a tenth. With the model at hand, the step is taken
-again at a third, a tenth … of the rate on the same batch.
+that were not, and those in which each step moves it by more than a tenth. And runs whose momentum adds up gradients
+over a large part of the run, and whose loss has come back up by half of what it had lost. With the model at hand, the
+step is taken again at a third, a tenth … of the rate on the same batch.
 
 ## Why it hurts
 A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
@@ -15,7 +16,8 @@ larger, and points back: the loss oscillates or grows, ReLU units die, bounded f
 The loss at the end against the start; the size of updates against the weights; the loss after one step of each size.
 
 ## Prescription
-Divide the learning rate by three, and again, until the loss falls; warm it up over the first steps; clip gradients.
+Take a momentum of 0.9 where it is far above. Divide the learning rate by three, and again, until the loss falls; warm
+it up over the first steps; clip gradients.
 
 ## When to ignore
 At the top of a cyclical schedule, where the loss is meant to rise for a while.
@@ -59,13 +61,30 @@ PEAK = Threshold(
     "above their start",
     "ratio",
 )
+REMEMBERED = Threshold(
+    0.2,
+    "chosen: five memories of the momentum in a run; a shorter run ends on gradients of its start",
+    "memories a run",
+)
+LONG = Threshold(
+    50.0, "the memory of momentum 0.98: above the 0.9 to 0.95 in use, and Sutskever et al. 2013 take 0.99 late", "steps"
+)
+BACK = Threshold(0.5, "chosen: half of all that was gained has been lost again", "share")
 HALF = Threshold(0.5, "chosen: what `dead_units` calls dead, half of a layer", "share")
 SMALLER = 1 / 3
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
-    found = _risen(case) or _thrown(case) or _replaced(case) or _restless(case) or _killed(case) or _peaked(case)
+    found = (
+        _coasting(case)
+        or _risen(case)
+        or _thrown(case)
+        or _replaced(case)
+        or _restless(case)
+        or _killed(case)
+        or _peaked(case)
+    )
     if found is None:
         return
     words, threshold, value, track = found
@@ -84,11 +103,44 @@ def check(case: Case) -> Iterator[Finding]:
     yield RULE.finding(
         worst or [""],
         words + told,
-        threshold.evidence("loss" if threshold in (RISEN, PEAK) else "update_ratio", value, track.steps),
+        threshold.evidence(_quantity(threshold), value, track.steps),
         since_step=since,
-        prescriptions=list(_prescriptions(size)),
+        prescriptions=list(_prescriptions(size, memory(case) or 0.0)),
         removals=tried,
     )
+
+
+def _quantity(threshold: Threshold) -> str:
+    return "loss" if threshold in (RISEN, PEAK) else "momentum" if threshold is REMEMBERED else "update_ratio"
+
+
+def memory(case: Case) -> float | None:
+    """The steps over which momentum adds up gradients, 1/(1 − β); None where the optimizer is not at hand."""
+    optimizer = case.experiment.optimizer if case.experiment is not None else None
+    if optimizer is None:
+        return None
+    betas = [group.get("momentum") or (group.get("betas") or (0.0,))[0] for group in optimizer.param_groups]
+    return 1 / max(1 - max((float(one) for one in betas), default=0.0), 1e-9)
+
+
+def _coasting(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """A momentum that carries past every valley: most of what the loss had lost at its best is back."""
+    steps, loss = memory(case), case.loss
+    if steps is None or len(loss) < 12 or not steps > REMEMBERED.value * (int(case.steps[-1] - case.steps[0]) + 1):
+        return None
+    if not steps > LONG.value:
+        return None
+    start, smooth = float(loss.values[:3].max()), np.median(np.lib.stride_tricks.sliding_window_view(loss.values, 5), 1)
+    best, end = float(smooth.min()), float(np.median(loss.values[-max(5, len(loss) // 10) :]))
+    highest = float(smooth[int(smooth.argmin()) :].max())  # after its best
+    if case.learns is not False and not (max(end, highest) - best > BACK.value * (start - best)):
+        return None
+    words = (
+        f"The optimizer's momentum adds up the gradients of {steps:.0f} steps, as long as a rate {steps:.0f} times as "
+        f"high, and the loss went from {start:.3g} to {best:.3g} and back up to {max(end, highest):.3g}."
+    )
+    ratio = Track.of(loss.steps, loss.values / max(start, 1e-30))
+    return words, REMEMBERED, steps / (int(case.steps[-1] - case.steps[0]) + 1), ratio
 
 
 def _since(case: Case, track: Track, threshold: Threshold) -> int:
@@ -200,7 +252,12 @@ def _better(case: Case) -> tuple[float, float, float, float] | None:
     return (size, before, whole, losses[size]) if size <= SMALLER and losses[size] < before <= whole else None
 
 
-def _prescriptions(size: float | None) -> Iterator[Prescription]:
+def _prescriptions(size: float | None, remembered: float) -> Iterator[Prescription]:
+    if remembered > LONG.value:
+        yield remedies.advice(
+            "take `momentum=0.9` (Adam: `betas=(0.9, 0.999)`)",
+            f"steps add up to {remembered:.0f} times the learning rate, and turn as late",
+        )
     by = "10" if size is None else f"{1 / size:.0f}"
     yield remedies.advice(f"divide the learning rate by {by}", "the loss is straight enough only along a shorter step")
     yield remedies.advice("warm the rate up over the first hundreds of steps", "the start is where the loss bends most")
@@ -227,8 +284,18 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"risen": RISEN, "peak": PEAK, "thrown": THROWN, "restless": RESTLESS, "half": HALF},
+    thresholds={
+        "risen": RISEN,
+        "peak": PEAK,
+        "thrown": THROWN,
+        "restless": RESTLESS,
+        "half": HALF,
+        "remembered": REMEMBERED,
+        "long": LONG,
+        "back": BACK,
+    },
     causes=(
+        "unrelated_targets",
         *("nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution", "vanishing_gradient"),
         *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),
         *("unmoved_layer", "collapsed_channels", "growing_weights", "stale_running_stats"),

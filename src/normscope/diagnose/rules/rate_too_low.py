@@ -149,6 +149,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"path": PATH, "spent": SPENT, "short": SHORT},
+    causes=("unrelated_targets",),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

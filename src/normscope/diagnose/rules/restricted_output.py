@@ -5,7 +5,9 @@ Networks that end in a bounded or rectifying activation whose output a cross-ent
 up to zero over the classes, as only a softmax behind it makes it. And networks that end in an activation and have
 stopped learning (nothing of their loss is lost in the second half of the run, and less than half in all) while that
 activation stands in the way: more than half of its inputs lie where it is silent (ReLU for targets that can be
-negative) or flat (sigmoid or tanh for targets beyond their bounds).
+negative) or flat (sigmoid or tanh for targets beyond their bounds). And networks of which no output within the range of
+that activation brings the loss below half of where the run ends, while outputs without that bound would: a sigmoid
+before `binary_cross_entropy_with_logits`.
 
 ## Why it hurts
 What the loss wants is beyond what the function can give. The gradient that reaches the output is healthy, and dies in
@@ -59,6 +61,13 @@ STALLED = Threshold(
     0.1, "chosen: a tenth of the loss, beyond its noise, what counts as learning in every rule here", "share"
 )
 
+NEAR = Threshold(
+    0.5, "chosen: more than half of the loss that is left is beyond what any weights can take away", "share"
+)
+FAR = 20.0
+"""Outputs without bound: a sigmoid of twenty is one to float32's last digit."""
+
+_RANGES = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, FAR)}
 _FREE = frozenset(["softmax", "log_softmax", "logsigmoid", "glu"])
 
 
@@ -68,14 +77,14 @@ def check(case: Case) -> Iterator[Finding]:
     function = activation_named(site.kind) if site is not None else None
     if site is None or function is None or function.name in _FREE or case.diverged:
         return
-    found = _logits(case, site, function) or _stalled(case, site, function)
+    found = _logits(case, site, function) or _stalled(case, site, function) or _floor(case, site, function)
     if found is None:
         return
     words, threshold, value, track = found
     yield RULE.finding(
         [site.path],
         words,
-        threshold.evidence("balance" if threshold is BALANCED else "blocked", value, track.steps, [(site.key, value)]),
+        threshold.evidence(_quantity(threshold), value, track.steps, [(site.key, value)]),
         severity="error" if case.learns is False else "note" if case.thrives else "warning",
         since_step=int(track.steps[0]),
         prescriptions=[
@@ -87,6 +96,10 @@ def check(case: Case) -> Iterator[Finding]:
             remedies.advice("or scale the targets into the bounds of the function"),
         ],
     )
+
+
+def _quantity(threshold: Threshold) -> str:
+    return "balance" if threshold is BALANCED else "least_loss" if threshold is NEAR else "blocked"
 
 
 _Found = tuple[str, Threshold, float, Track]
@@ -119,6 +132,23 @@ def _stalled(case: Case, site: Site, function: Activation) -> _Found | None:
         f"has lost {case.loss.late().fallen or 0.0:.0%} in the second half of the run."
     )
     return (words, BLOCKED, value, share) if value > BLOCKED.value else None
+
+
+def _floor(case: Case, site: Site, function: Activation) -> _Found | None:
+    """The least loss that any output within the function's range has is near where the run has come to rest."""
+    bounds = _RANGES.get(function.name)
+    if bounds is None or case.experiment is None or not len(case.loss):
+        return None
+    within, free = case.experiment.least(*bounds), case.experiment.least(-FAR, FAR)
+    end = case.loss.last
+    if within is None or free is None or not end > 0 or not (within > NEAR.value * end and 0 <= free < within / 2):
+        return None
+    words = (
+        f"The network ends in {function.name}, and no output between {bounds[0]:g} and {bounds[1]:g} brings the loss "
+        f"of the fixed batch below {within:.3g}; outputs without that bound bring it to {free:.3g}. The run ends at "
+        f"{end:.3g}."
+    )
+    return words, NEAR, within / end, Track.of(case.loss.steps[-1:], [within / end])
 
 
 def _share(case: Case, site: Site, function: Activation) -> Track:
@@ -165,8 +195,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED},
+    thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED, "near": NEAR},
     causes=(
+        "unrelated_targets",
         "unstandardized_target",  # however the targets are scaled, a function that does not reach them has to go first
         *("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer"),
     ),

@@ -146,9 +146,11 @@ RULE = Rule(
     __doc__,
     thresholds={"flat": FLAT},
     causes=(
+        "unrelated_targets",
         *("dead_units", "vanishing_gradient", "exploding_gradient", "rate_too_low", "rank_collapse"),
         *("uneven_updates", "amplified_drift"),
     ),
+    travels="both",
     symptom="saturated",
     removal="scales",
     sick=SICK,

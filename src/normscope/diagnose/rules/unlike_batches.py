@@ -184,6 +184,7 @@ RULE = Rule(
         "felt": FELT,
     },
     causes=(
+        "unrelated_targets",
         *("stale_running_stats", "train_eval_gap", "mixed_domains", "drifting_distribution", "noisy_batch_statistics"),
         *("rate_too_high", "rank_collapse", "dead_units", "vanishing_gradient", "uneven_updates"),
     ),

@@ -3,9 +3,9 @@
 ## What it finds
 Layers whose weights never changed although other layers learned, or all layers of a run in which the loss was taken
 back through the network: their parameters are not in the optimizer, or get no gradient at all (cut off by `detach`,
-`no_grad`, an integer or an `argmax` on the way), or their gradient is cleared before the optimizer reads it, or they
-are frozen. Frozen is a note, for it is said in the model itself, unless it is most of a network that does not learn, or
-a norm behind it is frozen by half; the others are warnings, and an error where nothing moves at all.
+`no_grad`, an integer or an `argmax` on the way), or their gradient is cleared before the optimizer reads it, their
+rate is zero, or they are frozen. Frozen is a note, for it is said in the model itself, unless it is most of a network
+that does not learn, or a norm behind it is frozen by half; the others are warnings, and an error where nothing moves.
 
 ## Why it hurts
 The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
@@ -62,6 +62,10 @@ _WORDS = {
         "is reached by the loss, and has no gradient when the optimizer steps",
         "call `optimizer.zero_grad()` before `loss.backward()`, and not between that and `optimizer.step()`",
     ),
+    "without a rate": (
+        "is in the optimizer and has a gradient, and every update of it is zero",
+        "give its parameter group a learning rate: `optimizer.param_groups` shows the one of each",
+    ),
     "frozen": (
         "is frozen",
         "`layer.requires_grad_(True)`, before the optimizer is built, if it is to learn; if it is to stay, "
@@ -99,6 +103,7 @@ def _severity(case: Case, state: str, share: float) -> Severity:
 def _why(case: Case, site: Site) -> str:
     """Whether a layer learns, and if not why."""
     parameters = case.parameters(site.path)
+    parameters = [one for one in parameters if "weight" in one.name] or parameters
     if not parameters:
         return "frozen" if site.kind.startswith(_WITH_WEIGHTS) else ""
     moves = [case.moves(one) for one in parameters]
@@ -111,7 +116,8 @@ def _why(case: Case, site: Site) -> str:
     slopes = [case.root_mean_square(one.at("gradient", one.name)) for one in parameters]
     if not any(len(track) and track.values.max() > 0 for track in slopes):
         return "cleared" if _reached(case, site) else "cut off"
-    return ""
+    still = [track for track in moves if len(track) >= PERSISTENCE]
+    return "without a rate" if still and not max(track.values.max() for track in still) > 0 else ""
 
 
 def _reached(case: Case, site: Site) -> bool:
@@ -202,7 +208,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"still": STILL, "most": MOST},
-    causes=("half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
+    causes=("unrelated_targets", "half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

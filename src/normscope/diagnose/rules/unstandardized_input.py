@@ -2,8 +2,9 @@
 
 ## What it finds
 A first layer whose input is ten times larger or smaller than a standardized one, with no normalization before or right
-behind it; or lies three of its own deviations off zero, with no norm around it that centres each unit by itself, as
-batch normalization does and layer normalization does not; or has one feature thirty times as wide as the typical one.
+behind it (that no shortcut goes around); or lies three of its own deviations off zero, with no norm around it that
+centres each unit by itself, as batch normalization does and layer normalization does not; or has one feature thirty
+times as wide as the typical one.
 
 ## Why it hurts
 Initializations keep a variance of one from layer to layer, so the first pre-activations are as large as the input:
@@ -131,7 +132,15 @@ def _behind(case: Case, first: Site) -> Site | None:
         and np.isclose(given[0][1].std, read[0][1].std, rtol=1e-9)
         and given[0][1].size == read[0][1].size
     )
-    return norm if same else None
+    return norm if same and not _carried_past(case, first, norm) else None
+
+
+def _carried_past(case: Case, first: Site, norm: Site) -> bool:
+    """Whether a large output of the first layer goes around the norm too, and stands in what a later norm reads."""
+    later = [one for one in case.norms if one.depth > norm.depth]
+    sizes = [told[0][1].rms for one in later if (told := case.summaries(one.at("input"), "probe")[:1])]
+    own = case.summaries(first, "probe")[0][1].rms
+    return own > LARGE.value and max(sizes, default=0.0) > own / 2
 
 
 def _ill(summary: Summary, norm: Site | None) -> _Ill | None:
@@ -193,6 +202,7 @@ RULE = Rule(
     __doc__,
     thresholds={"large": LARGE, "small": SMALL, "offset": OFFSET, "unequal": UNEQUAL, "spared": SPARED},
     causes=(
+        "unrelated_targets",
         *("saturated_activation", "dead_units", "vanishing_gradient", "exploding_gradient", "nonfinite_values"),
         *("poor_initialization", "rate_too_high", "drifting_distribution", "uneven_updates", "restricted_output"),
         *("rank_collapse", "rate_too_low", "unlike_units"),

@@ -39,9 +39,12 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, clusters, sgd
 from normscope.diagnose.track import Track
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Severity
 from normscope.terms.site import Site
 
+SPARED = Threshold(
+    0.8, "chosen: a network that has lost four fifths of the error of the mean got away from where it started", "share"
+)
 FAR = Threshold(
     30.0,
     "chosen: with standardized targets and inputs the distance is about one, and some activations are about one; the "
@@ -66,7 +69,7 @@ def check(case: Case) -> Iterator[Finding]:
     if not len(distance) or not width > 0:
         return
     far = Track.of(distance.steps, distance.values / width)
-    value = float(np.median(far.values[:FIRST]))
+    value = float(np.min(far.values[:FIRST]))  # a step too large throws the outputs away from any target
     if not value > FAR.value:
         return
     last = case.producers[-1]
@@ -75,7 +78,7 @@ def check(case: Case) -> Iterator[Finding]:
         f"At the start the targets lie {value * width:.3g} away from the outputs, {value:.3g} times the size of the "
         f"largest activations in the network ({width:.3g}).",
         FAR.evidence("distance", value, far.steps, [(last.key, value)]),
-        severity="note" if case.thrives else "error" if case.learns is False or case.diverged else "warning",
+        severity=_severity(case),
         since_step=int(far.steps[0]),
         prescriptions=[
             remedies.advice(
@@ -86,6 +89,12 @@ def check(case: Case) -> Iterator[Finding]:
             remedies.advice(f"or start the bias of `{last.place}` at the mean of the targets, and scale its output"),
         ],
     )
+
+
+def _severity(case: Case) -> Severity:
+    if (case.fallen or 0.0) > SPARED.value:
+        return "note"
+    return "error" if case.learns is False or case.diverged else "warning"
 
 
 def _distance(case: Case) -> Track:
@@ -160,8 +169,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"far": FAR, "alike": ALIKE},
+    thresholds={"spared": SPARED, "far": FAR, "alike": ALIKE},
     causes=(
+        "unrelated_targets",
         *("rate_too_high", "rate_too_low", "exploding_gradient", "vanishing_gradient", "nonfinite_values"),
         *("dead_units", "saturated_activation", "drifting_distribution", "uneven_updates"),
         *("rank_collapse", "amplified_drift", "unlike_batches", "symmetric_units", "unmoved_layer"),

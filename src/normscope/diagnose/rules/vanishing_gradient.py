@@ -159,7 +159,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"starved": STARVED, "compensated": COMPENSATED},
-    causes=("rate_too_low", "uneven_updates"),
+    causes=("unrelated_targets", "rate_too_low", "uneven_updates"),
     travels="backward",
     symptom="starved",
     removal="scales",

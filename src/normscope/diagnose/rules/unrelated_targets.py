@@ -1,0 +1,103 @@
+"""The inputs do not tell the targets, although the network is able to learn.
+
+## What it finds
+Runs that have not learned while their layers moved, whose network, as it stands at the end, learns the fixed batch by
+heart within a hundred steps of its own: signal, gradient and loss are sound, and what is learned of one batch is of no
+use for the next. Labels that were shuffled apart from their inputs, targets of other samples, inputs that an
+augmentation or a wrong scaling has turned into noise.
+
+## Why it hurts
+What holds for one batch and for no other cannot be learned. The loss stays at that of knowing nothing but the shares of
+the classes, or the mean of the targets, at any learning rate.
+
+## Evidence
+The loss of the fixed batch after a hundred steps of Adam on it alone, on a copy, over what it was before.
+
+## Prescription
+Look at some inputs beside their targets, as the loader yields them, augmentations included.
+
+## When to ignore
+When the task is hard and the run is young.
+
+## References
+Karpathy 2019, *A recipe for training neural networks*, "overfit one batch" and "visualize just before the net".
+Zhang et al. 2017, *Understanding deep learning requires rethinking generalization*: random labels are learned by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from normscope.diagnose import remedies
+from normscope.diagnose.case import Case
+from normscope.diagnose.rule import Rule, Threshold
+from normscope.diagnose.scene import Data, Scene, clusters, sgd
+from normscope.terms.finding import Finding
+
+HEARD = Threshold(
+    0.5, "chosen: half of the loss, what counts as thriving in every rule here, here of one batch", "share"
+)
+MOVED = Threshold(
+    0.05, "chosen: between the 2% below which `rate_too_low` speaks and the size of the weights themselves", "ratio"
+)
+RESTLESS = Threshold(0.1, "what `rate_too_high` calls restless: a tenth of the weights at each step", "ratio")
+STEPS = 100
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """At most one finding."""
+    typical = case.update_ratio.typical()
+    if case.experiment is None or case.learns is not False or case.diverged or len(typical) < 4:
+        return
+    path = float(typical.values.mean()) * (int(case.steps[-1] - case.steps[0]) + 1)
+    calm = float(typical.values.max()) < RESTLESS.value
+    if not (path > MOVED.value and calm and case.loss.last < 1.5 * float(case.loss.values[0])):
+        return
+    before, after = case.experiment.by_heart(STEPS) or (0.0, 0.0)
+    if not before > 0 or after > HEARD.value * before:
+        return
+    first = case.sites[0].path if case.sites else ""
+    yield RULE.finding(
+        [first],
+        f"The network learns the fixed batch by heart ({before:.3g} to {after:.3g} in {STEPS} steps of its own), and "
+        f"has learned nothing in the run ({float(case.loss.values[0]):.3g} to {case.loss.last:.3g}): what it sees of "
+        "one batch is of no use for the next.",
+        HEARD.evidence("loss", after / before, [int(case.steps[-1])]),
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "look at inputs beside their targets as the loader yields them: `for x, y in loader: …`, before and "
+                "after every augmentation",
+                "targets that were shuffled apart from their inputs look like any others to the loss",
+            )
+        ],
+    )
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+
+
+def _shuffled() -> Data:
+    inputs, labels = clusters(4096)
+    return inputs, labels[torch.randperm(len(labels))]
+
+
+SICK = (Scene(_network, ("0",), _shuffled, sgd(0.03), steps=60, at_hand=True),)
+HEALTHY = (Scene(_network, steps=24, at_hand=True),)
+
+RULE = Rule(
+    "NS231",
+    "unrelated_targets",
+    "warning",
+    "record",
+    check,
+    __doc__,
+    thresholds={"heard": HEARD, "moved": MOVED, "restless": RESTLESS},
+    causes=("drifting_distribution",),
+    sick=SICK,
+    healthy=HEALTHY,
+)

@@ -1,0 +1,94 @@
+"""How the weights of a run were drawn, against what theory expects of each layer: read off the first sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from normscope.diagnose.case import Case
+from normscope.terms.site import Site
+
+_GATES = {"LSTM": 4, "GRU": 3, "LSTMCell": 4, "GRUCell": 3}
+_TABLES = ("Embedding", "EmbeddingBag", "Parameter")
+TABLE = 64
+"""Numbers from which a parameter that no layer holds counts as a table, and not as a scale or a temperature."""
+
+FEWEST = 16
+"""Weights below which their mean says little: that of sixteen lies within a half of their deviation."""
+
+
+class Drawn(NamedTuple):
+    """The weights of one layer as they were drawn.
+
+    Attributes:
+        site: the layer's output.
+        name: of the parameter.
+        low: what the layer multiplies the deviation of a centred signal by, forward or backward, whichever is less:
+            the root mean square of its weights times √(inputs of a unit) or √(units that an input reaches).
+        high: whichever is more.
+        common: what it multiplies the part that its inputs have in common by, over what it does to the rest:
+            |mean| √(units) / deviation.
+        normed: whether a norm stands right behind, to which the scale of the layer is nothing.
+    """
+
+    site: Site
+    name: str
+    low: float
+    high: float
+    common: float
+    normed: bool
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the weights are applied again at every position of a sequence."""
+        return "weight_hh" in self.name
+
+    @property
+    def table(self) -> bool:
+        """Whether rows are looked up, instead of multiplied."""
+        return self.site.kind in _TABLES
+
+
+def drawn(case: Case) -> Iterator[Drawn]:
+    """Every trained matrix and kernel of more than a few weights that are not all the same, in execution order.
+
+    Behind them, tables that no layer holds, such as embeddings of positions.
+    """
+    for site in case.producers:
+        for weight in () if site.call else case.parameters(site.path):
+            told = case.summaries(weight, "live")[:1]
+            if "weight" not in weight.name or "original" in weight.name or not told:
+                continue
+            size, moments = told[0][1].size, told[0][1].moments
+            units, inputs = _units(case, site, weight.name), case.channels(site.at("input"))
+            rms, std = told[0][1].rms, told[0][1].std
+            if size < FEWEST or not units or not std > 1e-4 * rms or (site.kind not in _TABLES and size % units):
+                continue
+            fans = (1.0, 1.0) if site.kind in _TABLES else (size / units, size / inputs if inputs else size / units)
+            common = abs(float(np.ravel(moments.mean)[0])) * units**0.5 / std
+            yield Drawn(
+                site, weight.name, rms * min(fans) ** 0.5, rms * max(fans) ** 0.5, common, _norm_behind(case, site)
+            )
+
+    held = {site.path for site in (*case.producers, *case.norms)}
+    for one in case.tensors.values():
+        told = case.summaries(one, "live")[:1] if one.what == "parameter" and one.path not in held else []
+        if told and told[0][1].size >= TABLE:
+            rms = told[0][1].rms
+            yield Drawn(replace(one, kind="Parameter"), one.name, rms, rms, 0.0, normed=False)
+
+
+def _units(case: Case, site: Site, name: str) -> int:
+    """The rows of a weight: the units of the layer, for each gate and each of queries, keys and values."""
+    units = case.channels(site)
+    if any("_reverse" in one.name for one in case.parameters(site.path)):
+        units //= 2
+    return units * _GATES.get(site.kind, 1) * (3 if name == "in_proj_weight" else 1)
+
+
+def _norm_behind(case: Case, site: Site) -> bool:
+    behind = next((one for one in case.sites if one.depth > site.depth), None)
+    return behind is not None and behind.role == "norm"
