@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import normscope as ns
 from normscope.terms.errors import DataError, ModelError, NormscopeWarning, RecordError, UnknownNameError
-from normscope.watch import schedule
+from normscope.watch import hooks, schedule
 from normscope.watch.hooks import Hook, after_forward
 from normscope.watch.session import watch
 
@@ -37,6 +37,13 @@ def step(model, optimizer, x=None):
     loss.backward()
     optimizer.step()
     return loss
+
+
+def test_asking_for_the_compiler_takes_no_reference_from_it():
+    before = sys.getrefcount(None)
+    for _ in range(1000):
+        hooks._compiler()
+    assert abs(sys.getrefcount(None) - before) < 500
 
 
 def test_what_cannot_be_watched_is_refused_before_the_training(tmp_path):

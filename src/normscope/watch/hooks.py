@@ -6,6 +6,7 @@ then must not drag the watcher along.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -106,6 +107,13 @@ def in_backward() -> bool:
 
 
 _compiler: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback  # pyright: ignore
+if torch.__version__ < "2.7":  # which gives away a reference that it does not own
+    _borrowed = _compiler
+
+    def _compiler() -> Any:
+        callback = _borrowed()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(callback))
+        return callback
 
 
 def _dynamo() -> Any:
