@@ -110,7 +110,7 @@ def grow(place: Path, sites: int, steps: int) -> None:
         have = 20
         while have < steps:
             more = min(have, steps - have)
-            for table in ("summary", "scalar"):
+            for table in ("summary", "block", "scalar"):
                 names = [name for _, name, *_ in file.execute(f"PRAGMA table_info({table})")]
                 moved = ", ".join("step + ?" if name == "step" else name for name in names)
                 file.execute(

@@ -11,6 +11,9 @@ import numpy as np
 from normscope.record.malformed import reading
 from normscope.stats.moments import Moments, combined
 
+_MOMENTS = ("count", "mean", "m2")
+_REST = ("low", "high", "zeros", "nonfinite", "size")
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -42,11 +45,32 @@ class Columns:
         count, mean, m2, low, high, zeros, nonfinite, size = numbers
         return cls(steps, Moments(count, mean, m2), low, high, zeros, nonfinite, size)
 
+    @classmethod
+    @reading("A block of summaries")
+    def of_block(cls, steps: np.ndarray, numbers: np.ndarray) -> Columns:
+        """From numbers as `block.read_numbers` gives them, each of one of `steps`."""
+        count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, size, _ = numbers.T
+        if len(steps) != len(size):
+            raise ValueError(f"{len(size)} summaries for {len(steps)} places")
+        return cls(steps, Moments(count, mean, m2), low, high, zeros, nan + pos_inf + neg_inf, size)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Columns], *, by_step: bool = False) -> Columns:
+        """The rows of all parts, one part after the other; `by_step`: ascending, the last of the same step."""
+        if len(parts) == 1:
+            return parts[0]
+        moments = Moments(*(np.concatenate([getattr(part.moments, one) for part in parts]) for one in _MOMENTS))
+        rest = (np.concatenate([getattr(part, one) for part in parts]) for one in _REST)
+        whole = cls(np.concatenate([part.steps for part in parts]), moments, *rest)
+        if not by_step:
+            return whole
+        steps, last = np.unique(whole.steps[::-1], return_index=True)
+        return whole.at(len(whole.steps) - 1 - last, steps)
+
     def at(self, rows: np.ndarray | slice, steps: np.ndarray) -> Columns:
         """Those of the rows, which now stand for `steps`."""
-        moments = Moments(self.moments.count[rows], self.moments.mean[rows], self.moments.m2[rows])
-        rest = (self.low, self.high, self.zeros, self.nonfinite, self.size)
-        return Columns(steps, moments, *(column[rows] for column in rest))
+        moments = Moments(*(getattr(self.moments, one)[rows] for one in _MOMENTS))
+        return Columns(steps, moments, *(getattr(self, one)[rows] for one in _REST))
 
     @classmethod
     def merged(cls, ranks: Sequence[Columns]) -> Columns:

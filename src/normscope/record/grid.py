@@ -98,9 +98,9 @@ class Excerpt:
         stored: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
         for rank in ranks:
             keys = rank.keys()
-            for number, step, *columns in rank.excerpt(source, steps):
+            for (number, step), columns in rank.excerpt(source, steps).items():
                 if number in keys:
-                    stored.setdefault((keys[number], step), []).append(tuple(columns))
+                    stored.setdefault((keys[number], step), []).append(columns)
         return cls(source, tuple(steps), stored)
 
     def summary(self, tensor: Site, step: int) -> Summary | None:

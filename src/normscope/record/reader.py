@@ -28,8 +28,8 @@ from normscope.terms.datum import plain
 from normscope.terms.site import Site
 from normscope.terms.verdict import Trial
 
-SHARDED = 512
-"""Steps at which a number is derived from the summaries of several ranks for every tensor at once."""
+MOST = 512
+"""Steps at which a number is derived from summaries for every tensor at once."""
 
 
 class Record:
@@ -222,16 +222,19 @@ class Record:
     def scalars(self, quantity: str) -> dict[str, Series]:
         """A stored number of every tensor that has it, by the tensor's key; empty where none has.
 
-        Of several ranks ``update_ratio`` is derived from summaries, at `SHARDED` steps at most.
+        ``update_ratio`` is derived from summaries where there are any, at `MOST` steps at most.
         """
         ranks = self._ranks()
         having = "row.id IN (SELECT site FROM contents WHERE quantity = ?)"
         sites = {key: site for rank in reversed(ranks) for key, site in rank.sites(having, quantity).items()}
-        if quantity == "update_ratio" and len(ranks) > 1:
-            grid = self.grid("live", SHARDED)
-            return {key: ratio_of(site, grid.columns) for key, site in sites.items()}
         told = scalars_by_site(ranks, quantity)
-        return {key: Series.of(sites[key], quantity, "", *told[key]) for key in told if key in sites}
+        stored = {key: Series.of(sites[key], quantity, "", *told[key]) for key in told if key in sites}
+        return {**stored, **self._ratios()} if quantity == "update_ratio" else stored
+
+    def _ratios(self) -> dict[str, Series]:
+        grid = self.grid("live", MOST)
+        told = {site.key: ratio_of(site, grid.columns) for site in self.sites if site.what == "update"}
+        return {key: series for key, series in told.items() if len(series)}
 
     def nonfinite(self) -> list[Broken]:
         """Every summary of a tensor that held NaN or infinity, in no order."""
@@ -407,8 +410,8 @@ class Record:
         tensors = (None,) if site is None else Place.find(ranks, site).tensors
         having = (tensor for tensor in tensors if quantity in _contents(ranks, tensor.key if tensor else ""))
         tensor = next(having, tensors[0])
-        if quantity == "update_ratio" and tensor is not None and len(ranks) > 1:
-            return ratio_of(tensor, self.columns)
+        if quantity == "update_ratio" and tensor is not None and len(ratios := ratio_of(tensor, self.columns)):
+            return ratios
         steps, values = averaged([rank.scalars(tensor.key if tensor else "", quantity) for rank in ranks])
         if not len(steps):
             self._check_known(quantity, STORED if site is None else (*STORED, *DERIVED))

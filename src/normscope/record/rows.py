@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from normscope.terms.spec import NormSpec
 from normscope.terms.verdict import Trial
 
 SOURCES = ("live", "probe", "probe_eval")
-_PLAIN = b"\0"  # begins the code of a sketch that comes without channels, and no zlib stream
+PLAIN = b"\0"  # begins the code of a sketch that comes without channels, and no zlib stream
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,63 +60,22 @@ class Row(NamedTuple):
     site: Site | None = None
 
 
-class Many(NamedTuple):
-    """Summaries or numbers of many sites at one step, which become rows when they are inserted.
-
-    Attributes:
-        table: "summary" or "scalar".
-        name: the source of the summaries, the quantity of the numbers.
-    """
-
-    table: str
-    step: int
-    name: str
-    sites: list[Site]
-    told: list[Any]
-
-    @property
-    def rows(self) -> list[Row]:
-        """The row of each."""
-        if self.table == "summary":
-            return [summary_row(site, self.step, self.name, each) for site, each in zip(self.sites, self.told)]
-        return [scalar_row(site, self.step, self.name, each) for site, each in zip(self.sites, self.told)]
-
-    def columns(self, segment: int, numbers: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        """All columns of each, where `numbers` are those of the sites. SQLite makes counts that are floats integers."""
-        step, name = self.step, self.name
-        if self.table == "summary":
-            for site, each in zip(numbers, self.told):
-                yield (segment, site, step, name, each[10], *each[:9], _PLAIN + each[9])
-        else:
-            for site, each in zip(numbers, self.told):
-                yield (segment, site, step, name, each)
-
-
-def digest_rows(step: int, source: str, told: Sequence[tuple[Site, Digest]]) -> Many:
-    """The summaries of many tensors at one step. Raises ValueError for an unknown `source`."""
-    return Many("summary", int(step), _known(source), [site for site, _ in told], [each for _, each in told])
-
-
-def scalar_rows(step: int, quantity: str, told: Sequence[tuple[Site, float]]) -> Many:
-    """One number of each of many sites at one step."""
-    return Many("scalar", int(step), str(quantity), [site for site, _ in told], [float(each) for _, each in told])
-
-
 def summary_row(site: Site, step: int, source: str, summary: Summary | Digest) -> Row:
     """The row of one tensor's summary. Raises ValueError for an unknown `source`."""
-    source = _known(source)
+    source = known_source(source)
     if isinstance(summary, Digest):
-        digest, arrays = summary, _PLAIN + summary.code
+        digest, arrays = summary, PLAIN + summary.code
     else:
         digest = Digest.of(summary)
         more = summary.by_channel()
-        arrays = pack({"code": np.frombuffer(digest.code, np.uint8), **more}) if more else _PLAIN + digest.code
+        arrays = pack({"code": np.frombuffer(digest.code, np.uint8), **more}) if more else PLAIN + digest.code
     count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, _, size = digest
     numbers = int(zeros), int(nan), int(pos_inf), int(neg_inf)
     return Row("summary", (int(step), source, int(size), int(count), mean, m2, low, high, *numbers, arrays), site)
 
 
-def _known(source: str) -> str:
+def known_source(source: str) -> str:
+    """`source`, where it is one. Raises ValueError for an unknown one."""
     if source not in SOURCES:
         raise ValueError(f"a summary comes from one of {', '.join(SOURCES)}, not {source!r}")
     return source
@@ -144,7 +103,7 @@ def read_summary(
 ) -> Summary:
     """The summary in the columns `SUMMARY`; a NULL is NaN."""
     channels = quantiles = None
-    if arrays[:1] == _PLAIN:
+    if arrays[:1] == PLAIN:
         code = arrays[1:]
     else:
         told = unpack(arrays)
@@ -155,7 +114,7 @@ def read_summary(
     bounds = (math.nan if number is None else float(number) for number in (mean, m2, low, high))
     apart = (int(number) for number in (zeros, nan, pos_inf, neg_inf))
     summary = Digest._make((int(count), *bounds, *apart, code, int(size))).summary
-    return replace(summary, channels=channels, quantiles=quantiles) if arrays[:1] != _PLAIN else summary
+    return replace(summary, channels=channels, quantiles=quantiles) if arrays[:1] != PLAIN else summary
 
 
 def scalar_row(site: Site | None, step: int, quantity: str, value: float) -> Row:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from normscope.terms.errors import RecordError
 
-VERSION = 1
+VERSION = 2  # 1 had no blocks
 APPLICATION_ID = 0x4E534350  # "NSCP"
 _FILE = re.compile(r"^rank(\d+)\.sqlite$")
 
@@ -20,7 +20,7 @@ DDL = """
 -- A segment is one stretch of writing by one process. A resumed run adds a segment. What a later segment recorded
 -- from its first step on supersedes what earlier segments hold from that step on: a row counts while
 -- step < segment.until_step. Superseded rows stay in the file.
-CREATE TABLE segment (
+CREATE TABLE IF NOT EXISTS segment (
     id         INTEGER PRIMARY KEY,                  -- 1, 2, … in the order of writing
     token      TEXT NOT NULL UNIQUE,                 -- of the writer, random
     version    TEXT NOT NULL,                        -- of Normscope
@@ -33,14 +33,14 @@ CREATE TABLE segment (
 );
 
 -- What is known of the run as a whole; value is JSON.
-CREATE TABLE meta (
+CREATE TABLE IF NOT EXISTS meta (
     segment INTEGER NOT NULL REFERENCES segment (id),
     key     TEXT PRIMARY KEY,
     value   TEXT NOT NULL
 );
 
 -- A place in the network where one tensor is observed; key is path[#call][@name]:what.
-CREATE TABLE site (
+CREATE TABLE IF NOT EXISTS site (
     segment      INTEGER NOT NULL REFERENCES segment (id),  -- the last that described it
     id           INTEGER PRIMARY KEY,
     key          TEXT NOT NULL UNIQUE,
@@ -57,12 +57,12 @@ CREATE TABLE site (
     aliases      TEXT NOT NULL                       -- JSON list of further paths
 );
 
-CREATE INDEX site_of ON site (path, call);
+CREATE INDEX IF NOT EXISTS site_of ON site (path, call);
 
--- The distribution of one tensor at one step. The columns are of the finite elements that were looked at;
+-- The distribution of one tensor at one step, told alone. The columns are of the finite elements that were looked at;
 -- variance = m2 / count. A NULL in a REAL column is NaN. The arrays are a byte 0 and the filled bins of the sketch as
 -- stats/code.py describes; where there are moments per channel as well, a blob as in blob.py of both.
-CREATE TABLE summary (
+CREATE TABLE IF NOT EXISTS summary (
     segment INTEGER NOT NULL REFERENCES segment (id),
     site    INTEGER NOT NULL REFERENCES site (id),
     step    INTEGER NOT NULL,                        -- optimizer steps taken before
@@ -80,10 +80,30 @@ CREATE TABLE summary (
     arrays  BLOB NOT NULL                            -- the sketch, and moments per channel
 );
 -- Steps lead, so that a step is appended to the end of the index and does not touch a page per site.
-CREATE UNIQUE INDEX summary_at ON summary (step, source, site, segment);
+CREATE UNIQUE INDEX IF NOT EXISTS summary_at ON summary (step, source, site, segment);
+
+-- Which sites a block tells of, in their order: their numbers, little-endian int32.
+CREATE TABLE IF NOT EXISTS layout (
+    id    INTEGER PRIMARY KEY,
+    sites BLOB NOT NULL UNIQUE
+);
+
+-- The distributions of many tensors at one step, without channels: what `summary` would hold in a row for each.
+-- numbers: for each site eleven float64, little-endian: count, mean, m2, low, high, zeros, nan, pos_inf, neg_inf, size
+-- as in `summary`, and where its sketch ends in `codes`: sketches as in stats/code.py, one after the other.
+CREATE TABLE IF NOT EXISTS block (
+    segment   INTEGER NOT NULL REFERENCES segment (id),
+    layout    INTEGER NOT NULL REFERENCES layout (id),
+    step      INTEGER NOT NULL,
+    source    TEXT NOT NULL,
+    nonfinite INTEGER NOT NULL,                      -- elements that are not finite, of all its tensors
+    numbers   BLOB NOT NULL,
+    codes     BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS block_at ON block (step, source, layout, segment);
 
 -- One number. site 0 is the whole run.
-CREATE TABLE scalar (
+CREATE TABLE IF NOT EXISTS scalar (
     segment  INTEGER NOT NULL REFERENCES segment (id),
     site     INTEGER NOT NULL,
     step     INTEGER NOT NULL,
@@ -93,7 +113,7 @@ CREATE TABLE scalar (
 ) WITHOUT ROWID;
 
 -- What there is: one row for every series of scalars, and for every run of summaries (quantity '').
-CREATE TABLE contents (
+CREATE TABLE IF NOT EXISTS contents (
     segment    INTEGER NOT NULL REFERENCES segment (id),
     site       INTEGER NOT NULL,
     quantity   TEXT NOT NULL,
@@ -103,7 +123,7 @@ CREATE TABLE contents (
 ) WITHOUT ROWID;
 
 -- Something that happened: fault, crash, nonfinite, skipped, dropped, note, end.
-CREATE TABLE event (
+CREATE TABLE IF NOT EXISTS event (
     segment INTEGER NOT NULL REFERENCES segment (id),
     time    REAL NOT NULL,
     step    INTEGER,
@@ -113,7 +133,7 @@ CREATE TABLE event (
 );
 
 -- A controlled comparison of treated and untreated; data is JSON.
-CREATE TABLE trial (
+CREATE TABLE IF NOT EXISTS trial (
     segment INTEGER NOT NULL REFERENCES segment (id),
     time    REAL NOT NULL,
     data    TEXT NOT NULL
@@ -133,7 +153,7 @@ def rank_of(name: str) -> int | None:
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make the tables in an empty database, inside the caller's transaction."""
+    """Make the tables in an empty database, or those that an older schema lacks, inside the caller's transaction."""
     for statement in _statements(DDL):
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -143,6 +163,11 @@ def create(connection: sqlite3.Connection) -> None:
 def is_empty(connection: sqlite3.Connection) -> bool:
     """Whether the database has no tables yet."""
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+
+
+def is_current(connection: sqlite3.Connection) -> bool:
+    """Whether the database has all tables."""
+    return connection.execute("PRAGMA user_version").fetchone()[0] == VERSION
 
 
 def check(connection: sqlite3.Connection, file: Path) -> None:

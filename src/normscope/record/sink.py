@@ -13,8 +13,9 @@ from pathlib import Path
 
 from normscope import __version__
 from normscope.record import schema
+from normscope.record.block import Block, layouts_of
 from normscope.record.lock import Lock
-from normscope.record.rows import Many, Row, event_row, site_values
+from normscope.record.rows import Row, event_row, site_values
 from normscope.terms.errors import RecordError
 from normscope.terms.site import Site
 
@@ -26,6 +27,7 @@ _INSERT = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
 }
 _AT_A_STEP = frozenset({"summary", "scalar"})  # their rows have a site, then the step
+_BLOCK = "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)"
 _CONTENTS = "INSERT OR IGNORE INTO contents VALUES (?, ?, ?, ?, ?)"
 _SITE = """
     INSERT INTO site VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -61,10 +63,10 @@ class Sink:
         self._first_step: int | None = None
         self._sites: dict[Site, int] = {}
         self._places: dict[tuple[Site | None, str, str], int] = {}  # whose contents are noted
-        self._latest: dict[tuple[str, str], tuple[list[Site], list[int]]] = {}
+        self._latest: dict[str, tuple[Sequence[Site], list[int]]] = {}  # by source: sites, and their layouts
         self._meta: dict[str, Row] = {}
 
-    def write(self, rows: Sequence[Row | Many], *, end: bool = False) -> list[str]:
+    def write(self, rows: Sequence[Row | Block], *, end: bool = False) -> list[str]:
         """Put `rows` into the file in one transaction, and on the disk; `end` says that nothing will follow.
 
         Returns the reasons of rows that cannot stand in a table; the others are written.
@@ -117,7 +119,7 @@ class Sink:
 
     def _continue_segment(self, connection: sqlite3.Connection) -> None:
         """Find this writer's segment in the file, or begin one."""
-        if schema.is_empty(connection):
+        if not schema.is_current(connection):
             schema.create(connection)
         if connection.execute("SELECT 1 FROM segment WHERE token = ?", (self._token,)).fetchone():
             return
@@ -137,7 +139,7 @@ class Sink:
         )
         self._insert(connection, notes)
 
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row | Many]) -> list[str]:
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row | Block]) -> list[str]:
         refused: list[str] = []
         steps: list[int] = []
         for row in rows:
@@ -145,17 +147,16 @@ class Sink:
                 steps += self._insert_one(connection, row)
             except _UNFIT as error:  # noqa: PERF203 (one bad row must not cost the others)
                 refused.append(f"a {row.table} could not be written: {error!r}")
-                if isinstance(row, Many):  # some may stand already, and are replaced by themselves
-                    refused += self._insert(connection, row.rows)
         for reason in dict.fromkeys(refused):
             connection.execute(_INSERT["event"], (self._segment, *event_row("fault", reason).values))
         self._supersede(connection, min(steps, default=None))
         return refused
 
-    def _insert_one(self, connection: sqlite3.Connection, row: Row | Many) -> Sequence[int]:
+    def _insert_one(self, connection: sqlite3.Connection, row: Row | Block) -> Sequence[int]:
         """Insert one row, or those of one step; at which step, if it belongs to one."""
-        if isinstance(row, Many):
-            connection.executemany(_INSERT[row.table], row.columns(self._segment, self._numbers(connection, row)))
+        if isinstance(row, Block):
+            for layout, columns in zip(self._layouts(connection, row), row.rows()):
+                connection.execute(_BLOCK, (self._segment, layout, *columns))
             return (row.step,)
         if row.table not in _AT_A_STEP:
             connection.execute(_INSERT[row.table], (self._segment, *row.values))
@@ -165,13 +166,20 @@ class Sink:
         connection.execute(_INSERT[row.table], (self._segment, number, *row.values))
         return (step,)
 
-    def _numbers(self, connection: sqlite3.Connection, row: Many) -> list[int]:
-        """The numbers of its sites: most often those of the step before."""
-        sites, numbers = self._latest.get((row.table, row.name), ([], []))
-        if sites != row.sites:
-            numbers = [self._place(connection, site, row.step, row.table, row.name) for site in row.sites]
-            self._latest[row.table, row.name] = row.sites, numbers
-        return numbers
+    def _layouts(self, connection: sqlite3.Connection, block: Block) -> list[int]:
+        """The layouts of a block's rows: most often those of the step before."""
+        sites, layouts = self._latest.get(block.source, ((), []))
+        if sites != block.sites:
+            numbers = [self._place(connection, site, block.step, "summary", block.source) for site in block.sites]
+            layouts = [self._layout(connection, part) for part in layouts_of(numbers)]
+            self._latest[block.source] = block.sites, layouts
+        return layouts
+
+    @staticmethod
+    def _layout(connection: sqlite3.Connection, sites: bytes) -> int:
+        connection.execute("INSERT OR IGNORE INTO layout (sites) VALUES (?)", (sites,))
+        (number,) = connection.execute("SELECT id FROM layout WHERE sites = ?", (sites,)).fetchone()
+        return number
 
     def _place(self, connection: sqlite3.Connection, site: Site | None, step: int, table: str, name: str) -> int:
         """The number of a site, which is noted, as is what the record now has of it."""

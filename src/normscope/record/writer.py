@@ -14,21 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from normscope.record import schema
+from normscope.record.block import Block, block_of
 from normscope.record.drops import Drops
-from normscope.record.rows import (
-    Many,
-    Row,
-    digest_rows,
-    event_row,
-    meta_row,
-    scalar_row,
-    scalar_rows,
-    summary_row,
-    trial_row,
-)
+from normscope.record.rows import Row, event_row, meta_row, scalar_row, summary_row, trial_row
 from normscope.record.sink import Sink
 from normscope.record.surroundings import surroundings
-from normscope.stats.digest import Digest
+from normscope.stats.digest import Digests
 from normscope.stats.summary import Summary
 from normscope.terms.errors import NormscopeWarning, RecordError
 from normscope.terms.site import Site
@@ -78,7 +69,7 @@ class Writer:
         self._haste = max(1, queue_limit // 2)
 
         self._changed = threading.Condition()  # guards these, of which both sides know
-        self._queue: list[tuple[str, int, Callable[..., Row | Many], tuple[Any, ...]]] = []
+        self._queue: list[tuple[str, int, Callable[..., Row | Block], tuple[Any, ...]]] = []
         self._queued = 0
         self._waiting: Counter[str] = Counter()  # by kind: put in, and not yet on the disk
         self._drops = Drops()
@@ -86,7 +77,7 @@ class Writer:
         self._asked = self._answered = 0  # flushes
         self._closing = self._closed = False
 
-        self._rows: list[Row | Many] = []  # these belong to the side that writes: encoded, and not yet on the disk
+        self._rows: list[Row | Block] = []  # these belong to the side that writes: encoded, and not yet on the disk
         self._taken: Counter[str] = Counter()  # entries that became those rows
         self._outage: tuple[float, str] | None = None  # since when the disk refuses, and why
         self._faults: list[str] = []
@@ -102,19 +93,14 @@ class Writer:
         """Put in the summary of one tensor; `source` is "live", "probe" or "probe_eval"."""
         self._put("summary", step, summary_row, site, step, source, summary)
 
-    def digests(self, step: int, source: str, digests: Sequence[tuple[Site, Digest]]) -> None:
-        """Put in many summaries of one step at once."""
-        if digests:
-            self._put("summary", step, digest_rows, step, source, digests, count=len(digests))
+    def block(self, step: int, source: str, sites: Sequence[Site], told: Digests) -> None:
+        """Put in the summaries of many tensors at one step at once, each tensor once."""
+        if sites:
+            self._put("summary", step, block_of, step, source, sites, told, count=len(sites))
 
     def scalar(self, site: Site | None, step: int, quantity: str, value: float) -> None:
         """Put in one number of a site, or of the whole run (None)."""
         self._put("scalar", step, scalar_row, site, step, quantity, value)
-
-    def scalars(self, step: int, quantity: str, values: Sequence[tuple[Site, float]]) -> None:
-        """Put in one number of each of many sites at once."""
-        if values:
-            self._put("scalar", step, scalar_rows, step, quantity, values, count=len(values))
 
     def event(self, kind: str, text: str, *, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Put in something that happened; the kinds are those of `Event`."""
@@ -170,7 +156,7 @@ class Writer:
         self.close()
 
     def _put(
-        self, kind: str, step: int | None, encode: Callable[..., Row | Many], *arguments: Any, count: int = 1
+        self, kind: str, step: int | None, encode: Callable[..., Row | Block], *arguments: Any, count: int = 1
     ) -> None:
         """Put in one entry, which stands for `count`, if there is room for the first of them."""
         if os.getpid() != self._pid:  # asked before the lock, which a fork may have copied while it was held
@@ -232,7 +218,7 @@ class Writer:
         kept, lost = [], Drops()
         lost.merge(drops)
         for row in self._rows:
-            if isinstance(row, Many):
+            if isinstance(row, Block):
                 lost.add(row.table, row.step, len(row.sites))
             elif row.table in _SAMPLES:
                 lost.add(row.table, row.values[0])
@@ -245,7 +231,7 @@ class Writer:
         with self._changed:
             self._waiting.subtract({kind: count for kind, count in self._taken.items() if kind not in _SAMPLES})
 
-    def _encode(self, queue: list[tuple[str, int, Callable[..., Row | Many], tuple[Any, ...]]]) -> None:
+    def _encode(self, queue: list[tuple[str, int, Callable[..., Row | Block], tuple[Any, ...]]]) -> None:
         for kind, count, encode, arguments in queue:
             self._taken[kind] += count
             try:

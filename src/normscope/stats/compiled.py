@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from normscope.stats.digest import Digest
+from normscope.stats.digest import Digest, Digests
 from normscope.stats.moments import Moments
 from normscope.stats.sample import stride
 from normscope.stats.sketch import BINS
@@ -69,9 +69,8 @@ class _Room(threading.local):
         self.samples = np.empty((0, 5), dtype=np.int64)
         self.numbers = np.empty((0, 9))
         self.codes = np.empty((0, _BYTES), dtype=np.uint8)
-        self._wide = np.empty(0)
-        self._narrow = self._wide.view(np.float32)
-        self._at = self._start = 0
+        self._block = np.empty(0)
+        self._next = self._end = 0  # addresses
 
     def grow(self, count: int) -> None:
         """Have room for so many digests."""
@@ -82,14 +81,14 @@ class _Room(threading.local):
 
     def sample(self, kind: int, count: int, size: int) -> Sample:
         """An empty one of so many elements, that stands for `size`. It keeps alive the block of which it is a part."""
-        at, words = self._at, count if kind == 8 else (count + 1) // 2
-        if at + words > len(self._wide):
-            self._wide = np.empty(max(_BLOCK, words))
-            self._narrow = self._wide.view(np.float32)
-            self._start, at = _place(self._wide), 0
-        self._at = at + words
-        values = self._wide[at : at + count] if kind == 8 else self._narrow[2 * at : 2 * at + count]
-        return Sample(values, size, self._start + 8 * at)
+        width = 8 if kind == 8 else 4
+        start, room = self._next, -(-width * count // 8) * 8
+        if start + room > self._end:
+            self._block = np.empty(max(_BLOCK, room // 8))
+            start = _place(self._block)
+            self._end = start + self._block.nbytes
+        self._next = start + room
+        return Sample(self._block, start, width, count, size)
 
 
 _room = _Room()
@@ -107,19 +106,28 @@ class _Layout(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Elements of a tensor, to be told in a digest.
+    """Elements of a tensor, to be told in a digest: so many, one after the other, of 4 or 8 `bytes` each.
 
-    values: 1-D, contiguous, float32 or float64. size: elements of the tensor. address: where the values lie.
+    block: the words among which they lie, kept alive. address: where they begin. size: elements of the tensor.
     """
 
-    values: np.ndarray
-    size: int
+    block: np.ndarray
     address: int
+    bytes: int
+    elements: int
+    size: int
+
+    @property
+    def values(self) -> np.ndarray:
+        """The elements, 1-D, float32 or float64."""
+        start = self.address - _place(self.block)
+        kind = np.float64 if self.bytes == 8 else np.float32
+        return self.block.view(np.uint8)[start : start + self.bytes * self.elements].view(kind)
 
     @classmethod
     def of(cls, values: np.ndarray, size: int) -> Sample:
         """That of contiguous values."""
-        return cls(values, size, _place(values))
+        return cls(values, _place(values), values.itemsize, len(values), size)
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -158,25 +166,23 @@ def gathered_all(tensors: Sequence[torch.Tensor], launch: Launch, n: int = 8192)
     return found
 
 
-def digests(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None = None) -> list[Digest]:
+def digests(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None = None) -> Digests:
     """The digest of each of `samples`, less the earlier one that comes with it. Only where the loops are there.
 
     Each is of at most `MOST` elements. launch: ``launch(C function, its words, tasks)`` has several threads run it;
     without it this thread does all.
     """
-    told: list[Digest] = []
-    for start in range(0, len(samples), AT_ONCE):
-        told += _told(samples[start : start + AT_ONCE], launch)
-    return told
+    parts = [_told(samples[start : start + AT_ONCE], launch) for start in range(0, len(samples), AT_ONCE)]
+    return parts[0] if len(parts) == 1 else Digests.joined(parts)
 
 
-def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None) -> Iterator[Digest]:
+def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None) -> Digests:
     assert _loops is not None
     count = len(samples)
     _room.grow(count)
     known, words = _room.samples, _room.words
     known[:count, :4] = [
-        (sample.values.itemsize, len(sample.values), sample.address, 0 if before is None else before.address)
+        (sample.bytes, sample.elements, sample.address, 0 if before is None else before.address)
         for sample, before in samples
     ]
     places = (_place(array) for array in (known, _room.numbers, _room.codes))
@@ -186,13 +192,9 @@ def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None
     else:
         launch(_loops.tell, words, count)
     codes = _room.codes.reshape(-1).data
-    ends = (known[:count, 4] + np.arange(0, count * _BYTES, _BYTES)).tolist()
-    return (
-        Digest._make((*numbers, bytes(codes[start:end]), sample.size))
-        for numbers, start, end, (sample, _) in zip(
-            _room.numbers[:count].tolist(), range(0, count * _BYTES, _BYTES), ends, samples
-        )
-    )
+    starts = range(0, count * _BYTES, _BYTES)
+    told = [bytes(codes[start : start + length]) for start, length in zip(starts, known[:count, 4].tolist())]
+    return Digests(_room.numbers[:count].copy(), told, [sample.size for sample, _ in samples])
 
 
 def digest(x: torch.Tensor, n: int = 8192) -> Digest | None:

@@ -1,9 +1,10 @@
-"""`Digest`: a summary as it is kept until it is written: ten numbers, and its sketch in few bytes."""
+"""`Digest`: a summary as it is kept until it is written: ten numbers, and its sketch in few bytes; `Digests`: many."""
 
 from __future__ import annotations
 
-from math import hypot, nan, sqrt
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +53,48 @@ class Digest(NamedTuple):
         """The number of values that are NaN or infinite."""
         return int(self.nan + self.pos_inf + self.neg_inf)
 
+
+@dataclass(frozen=True, eq=False)
+class Digests(Sequence[Digest]):
+    """Digests of many tensors, column by column: what a step tells costs no object for each of them.
+
+    numbers: float64 (n, 9), those of `Digest` in its order. codes, sizes: n of each.
+    """
+
+    numbers: np.ndarray
+    codes: Sequence[bytes]
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, told: Sequence[Digest]) -> Digests:
+        """Those of single ones."""
+        numbers = np.array([each[:9] for each in told], dtype=np.float64).reshape(len(told), 9)
+        return cls(numbers, [each.code for each in told], [each.size for each in told])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Digests]) -> Digests:
+        """Those of all parts, one after the other."""
+        numbers = np.concatenate([np.empty((0, 9)), *(part.numbers for part in parts)])
+        return cls(numbers, [code for part in parts for code in part.codes], [n for part in parts for n in part.sizes])
+
+    def at(self, places: Sequence[int]) -> Digests:
+        """Those at `places`, which may repeat."""
+        numbers = self.numbers[np.asarray(places, dtype=np.intp)]
+        return Digests(numbers, [self.codes[at] for at in places], [self.sizes[at] for at in places])
+
     @property
-    def rms(self) -> float:
-        """The root of the mean square of the finite values; NaN when there are none."""
-        return hypot(self.mean, sqrt(self.m2 / self.seen)) if self.seen else nan
+    def nonfinite(self) -> np.ndarray:
+        """How many values of each are NaN or infinite, float64 (n,)."""
+        return self.numbers[:, 6:9].sum(1)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Digests(self.numbers[at], self.codes[at], self.sizes[at])
+        return Digest._make((*self.numbers[at].tolist(), self.codes[at], self.sizes[at]))
+
+    def __iter__(self) -> Iterator[Digest]:
+        told = zip(self.numbers.tolist(), self.codes, self.sizes)
+        return (Digest._make((*row, code, size)) for row, code, size in told)

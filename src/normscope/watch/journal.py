@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import isfinite
 from typing import Any
@@ -12,10 +12,9 @@ from torch import nn
 
 from normscope.record.writer import Writer
 from normscope.stats.compiled import prepare
-from normscope.stats.digest import Digest
 from normscope.terms.errors import NormscopeWarning
-from normscope.terms.site import Site
 from normscope.watch.measure import Distribution, Reading
+from normscope.watch.sample import Told
 
 
 class Journal:
@@ -52,12 +51,12 @@ class Journal:
         """Note that a step did not update the parameters, or an attempt at it was given up."""
         self.writer.event("skipped", f"At step {step} {why}.", step=step)
 
-    def live(self, step: int, digests: Sequence[tuple[Site, Digest]]) -> None:
+    def live(self, step: int, told: Told) -> None:
         """Write what was seen of the training itself, in the order in which it was computed."""
-        self.writer.digests(step, "live", digests)
-        broken = next((site for site, digest in digests if digest.nonfinite), None)
-        if broken is not None:
-            self._not_finite("site", step, f"`{broken.key}`", {"site": broken.key})
+        self.writer.block(step, "live", told.sites, told.digests)
+        if broken := told.broken:
+            key = broken[0].key
+            self._not_finite("site", step, f"`{key}`", {"site": key})
 
     def readings(self, step: int, readings: Iterable[Reading]) -> None:
         """Write what was measured on the fixed batch."""
@@ -66,16 +65,6 @@ class Journal:
                 self.writer.summary(reading.site, step, reading.mode, reading.summary)
             else:
                 self.writer.scalar(reading.site, step, reading.quantity, reading.value)
-
-    def update_ratios(self, step: int, digests: Sequence[tuple[Site, Digest]]) -> None:
-        """Write ‖Δθ‖ / ‖θ‖ of each parameter of which both are among `digests`, unless it is zero."""
-        values = {(site.path, site.name): digest for site, digest in digests if site.what == "parameter"}
-        ratios = []
-        for site, change in digests:
-            value = values.get((site.path, site.name)) if site.what == "update" else None
-            if value is not None and value.rms > 0:
-                ratios.append((site, change.rms / value.rms))
-        self.writer.scalars(step, "update_ratio", ratios)
 
     def know(self, **values: Any) -> None:
         """Write what is known of the whole run, when it is news."""

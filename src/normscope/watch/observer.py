@@ -26,13 +26,11 @@ from normscope.watch.journal import Journal
 from normscope.watch.measure import Measure
 from normscope.watch.optimizers import owned
 from normscope.watch.plan import Plan
-from normscope.watch.sample import Row, digests, merged, readable, row_of
+from normscope.watch.sample import Row, Told, digests, merged, readable, row_of
 from normscope.watch.schedule import Due
 from normscope.watch.shards import NobodyCame, lower_precision
 from normscope.watch.taps import Taps
 from normscope.watch.update import Update
-
-_Told = tuple[Site, Digest]
 
 
 class Observer:
@@ -330,16 +328,15 @@ class Observer:
             self._tell_unseen(step, taps)
             if taps.root_gradient is not None:
                 self._held = taps.root_gradient / update.scale
-        seen = sound[0] if len(sound) == 1 else merged([one for each in sound for one in each])
+        seen = sound[0] if len(sound) == 1 else merged(sound)
         self._tell_update(step, update, own, seen)
         if seen and loss is not None:
             self._journal.found_loss(step, _value(told[-1][1]) / update.scale)
 
-    def _tell_update(self, step: int, update: Update, own: Sequence[_Told], seen: Sequence[_Told] = ()) -> None:
+    def _tell_update(self, step: int, update: Update, own: Told, seen: Told | None = None) -> None:
         """Write what was `seen` of the passes, and of the parameters what is our `own`, unless another process does."""
-        own = [] if self._replicated else own
-        self._journal.live(step, [*seen, *own])
-        self._journal.update_ratios(step, own)
+        own = own[:0] if self._replicated else own
+        self._journal.live(step, own if seen is None else seen + own)
         if update.skipped:
             self._journal.skipped(step, "the optimizer left the parameters alone, since a gradient had overflowed")
 
@@ -365,14 +362,14 @@ class Observer:
             self._journal.say(f"Nothing was seen of {', '.join(unseen)} at step {step}: {why}.", step=step)
 
 
-def _overflowed(told: Sequence[tuple[Site, Digest]]) -> bool:
+def _overflowed(told: Told) -> bool:
     """Whether a gradient is not finite."""
-    return any(site.what == "gradient" and digest.nonfinite > 0 for site, digest in told)
+    return any(site.what == "gradient" for site in told.broken)
 
 
 def _value(digest: Digest) -> float:
     """The number that a tensor of one element holds."""
-    if digest.count:
+    if digest.seen:
         return float(digest.mean)
     return inf if digest.pos_inf else -inf if digest.neg_inf else nan
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
+from itertools import chain
 from math import gcd, prod
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from normscope.kernels.cpu import pool
 from normscope.stats import compiled
 from normscope.stats.batch import summarize
 from normscope.stats.compiled import Sample
-from normscope.stats.digest import Digest
+from normscope.stats.digest import Digest, Digests
 from normscope.stats.quantiles import Quantiles
 from normscope.stats.sample import strided
 from normscope.stats.summary import Summary
@@ -67,6 +68,31 @@ class Row(NamedTuple):
         return self._replace(sample=divided)
 
 
+@dataclass(frozen=True, eq=False)
+class Told(Sequence[tuple[Site, Digest]]):
+    """Digests and the sites that they are of."""
+
+    sites: list[Site]
+    digests: Digests
+
+    @property
+    def broken(self) -> list[Site]:
+        """The sites of which something is not finite."""
+        return [self.sites[at] for at in np.flatnonzero(self.digests.nonfinite)]
+
+    def __add__(self, other: Told) -> Told:
+        return Told(self.sites + other.sites, Digests.joined([self.digests, other.digests]))
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, at: Any) -> Any:
+        return Told(self.sites[at], self.digests[at]) if isinstance(at, slice) else (self.sites[at], self.digests[at])
+
+    def __iter__(self) -> Iterator[tuple[Site, Digest]]:
+        return zip(self.sites, self.digests)
+
+
 def row_of(site: Site, tensor: Tensor | None, n: int = 8192) -> Row | None:
     """The row of at most `n` elements of `tensor` as it is now; None when there is nothing to read."""
     return None if tensor is None else _row(site, tensor, n, compiled.gathered(tensor, n))
@@ -103,38 +129,44 @@ def change_of(row: Row, now: Row | None) -> Row | None:
         return None
     old, new = row.sample, now.sample
     if isinstance(old, Sample) and isinstance(new, Sample):
-        same = len(old.values) == len(new.values) and old.values.dtype == new.values.dtype
-        return now._replace(before=old) if same else None
+        return now._replace(before=old) if old[2:4] == new[2:4] else None
     if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
         return now._replace(sample=new - old)
     return None
 
 
-def digests(rows: Sequence[Row]) -> list[tuple[Site, Digest]]:
+def digests(rows: Sequence[Row]) -> Told:
     """The site and the digest of each of `rows`, all of one kind and device made together."""
-    known = {(id(row.sample), id(row.before)): row for row in rows}  # an input is often the output before it
-    ours, torchs = [], []
-    for key, row in known.items():
+    known: dict[tuple[int, int], int] = {}  # an input is often the output before it
+    ours: list[tuple[Sample, Sample | None]] = []
+    torchs: list[tuple[Tensor, int]] = []
+    for row in rows:
+        if (key := (id(row.sample), id(row.before))) in known:
+            continue
         if isinstance(row.sample, Sample):
-            ours.append((key, (row.sample, row.before)))
+            known[key] = len(ours)
+            ours.append((row.sample, row.before))
         else:
-            torchs.append((key, row.sample, row.size))
-    made = compiled.digests([pair for _, pair in ours], _team(len(ours)))
-    summaries = summarize([sample for _, sample, _ in torchs], [size for _, _, size in torchs], on_device.told)
-    told = {key: digest for (key, _), digest in zip(ours, made)}
-    told.update((key, Digest.of(summary)) for (key, _, _), summary in zip(torchs, summaries))
-    return [(row.site, told[id(row.sample), id(row.before)]) for row in rows]
+            known[key] = ~len(torchs)
+            torchs.append((row.sample, row.size))
+    made = compiled.digests(ours, _team(len(ours)))
+    if torchs:
+        summaries = summarize([sample for sample, _ in torchs], [size for _, size in torchs], on_device.told)
+        made = Digests.joined([made, Digests.of([Digest.of(summary) for summary in summaries])])
+    places = [known[id(row.sample), id(row.before)] for row in rows]
+    return Told([row.site for row in rows], made.at([at if at >= 0 else len(ours) + ~at for at in places]))
 
 
-def merged(told: Sequence[tuple[Site, Digest]]) -> list[tuple[Site, Digest]]:
-    """`told` with one digest for each site: that of all its elements together, where the site was seen first."""
+def merged(rounds: Iterable[Told]) -> Told:
+    """What `rounds` tell, with one digest for each site: of all its elements, where the site was seen first."""
     parts: dict[Site, list[Digest]] = {}
-    for site, digest in told:
+    for site, digest in chain.from_iterable(rounds):
         parts.setdefault(site, []).append(digest)
-    return [
-        (site, of[0] if len(of) == 1 else Digest.of(reduce(Summary.merge, (each.summary for each in of))))
-        for site, of in parts.items()
-    ]
+    made = (
+        of[0] if len(of) == 1 else Digest.of(reduce(Summary.merge, (each.summary for each in of)))
+        for of in parts.values()
+    )
+    return Told(list(parts), Digests.of(list(made)))
 
 
 def is_copy(tensor: Tensor) -> bool:
