@@ -22,7 +22,9 @@ from normscope.treat.fitting import fitted
 ENOUGH_FOR_BATCH = 16
 """Samples from which batch statistics serve (Wu & He 2018, table 2: as good at 16 images a worker as at 32)."""
 
-_POSITIVE = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+POSITIVE = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+"""Functions that give nothing below zero and never nothing: what they add is common to all samples."""
+
 _RECTIFYING = frozenset(
     ["relu", "relu6", "leaky_relu", "prelu", "rrelu", "gelu", "silu", "elu", "celu", "mish", "hardswish"]
 )
@@ -50,7 +52,7 @@ def cures(case: Case, activations: Sequence[Site], *, anew: bool = True) -> Iter
     weights = reinitialize(case, activations) if anew else None
     over_batch = norm is not None and norm.arguments["norm"] == "BatchNorm"
     yield from (cure for cure in ((norm, weights) if over_batch else (weights, norm)) if cure is not None)
-    if any(_function(site) in _POSITIVE for site in activations):
+    if any(_function(site) in POSITIVE for site in activations):
         yield advice(
             "use `nn.Tanh()` or `nn.ReLU()` in hidden layers", "a sigmoid adds a constant and has slope 1/4 at most"
         )
@@ -64,7 +66,7 @@ def normalize(case: Case, activations: Sequence[Site]) -> Prescription | None:
     bare = [site for site in activations if not case.follows_norm(site)]
     sites = tuple(dict.fromkeys(site.path for site in bare))
     enough = case.batch_size is None or case.batch_size >= ENOUGH_FOR_BATCH
-    if not sites or (not enough and any(_function(site) in _POSITIVE for site in bare)):
+    if not sites or (not enough and any(_function(site) in POSITIVE for site in bare)):
         return None
     norm, typed = _NORM[enough, any(site.channel_axis == 1 for site in bare)]
     typed = sized(typed, (case.channels(site) for site in bare))
@@ -81,7 +83,7 @@ def reinitialize(case: Case, activations: Sequence[Site]) -> Prescription | None
     """Draw the weights of the layers before these activations anew, at the functions' gain; None before sigmoids."""
     sites = case.producers_before(activations)
     names = {_function(site) for site in activations}
-    if not sites or names <= _POSITIVE:
+    if not sites or names <= POSITIVE:
         return None
     typed = "kaiming_normal_(weight)" if names & _RECTIFYING else "xavier_normal_(weight, gain=5 / 3)"
     return Prescription(

@@ -13,6 +13,7 @@ from normscope.terms.site import Site
 
 _GATES = {"LSTM": 4, "GRU": 3, "LSTMCell": 4, "GRUCell": 3}
 _TABLES = ("Embedding", "EmbeddingBag", "Parameter")
+_INSIDE = ("weight_hh", "weight_ih", "in_proj")
 TABLE = 64
 """Numbers from which a parameter that no layer holds counts as a table, and not as a scale or a temperature."""
 
@@ -67,11 +68,10 @@ def drawn(case: Case) -> Iterator[Drawn]:
             rms, std = told[0][1].rms, told[0][1].std
             if size < FEWEST or not units or not std > 1e-4 * rms or (site.kind not in _TABLES and size % units):
                 continue
+            normed = not weight.name.startswith(_INSIDE) and _norm_behind(case, site)
             fans = (1.0, 1.0) if site.kind in _TABLES else (size / units, size / inputs if inputs else size / units)
             common = abs(float(np.ravel(moments.mean)[0])) * units**0.5 / std
-            yield Drawn(
-                site, weight.name, rms * min(fans) ** 0.5, rms * max(fans) ** 0.5, common, _norm_behind(case, site)
-            )
+            yield Drawn(site, weight.name, rms * min(fans) ** 0.5, rms * max(fans) ** 0.5, common, normed)
 
     held = {site.path for site in (*case.producers, *case.norms)}
     for one in case.tensors.values():
@@ -90,5 +90,9 @@ def _units(case: Case, site: Site, name: str) -> int:
 
 
 def _norm_behind(case: Case, site: Site) -> bool:
+    """Whether the next site is a norm that reads the output as it is, with nothing added on the way."""
     behind = next((one for one in case.sites if one.depth > site.depth), None)
-    return behind is not None and behind.role == "norm"
+    if behind is None or behind.role != "norm":
+        return False
+    given, read = (case.summaries(one, "probe")[:1] for one in (site, behind.at("input")))
+    return bool(given and read) and bool(np.isclose(given[0][1].rms, read[0][1].rms, rtol=1e-6))

@@ -52,6 +52,7 @@ from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scales import Drawn, drawn
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.symptoms import variation
+from normscope.terms.activations import activation_named
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 from normscope.terms.site import Site
 
@@ -61,6 +62,15 @@ ALIKE = Threshold(
     "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 145, is flagged",
     "share",
 )
+COVERED = Threshold(
+    0.1,
+    "chosen: e^-2.3, asked of stacks of sigmoids that have spent half of the run on their plateau: each adds a "
+    "constant of 1/2 and lets a quarter of the signal through (Glorot & Bengio 2010, section 3.1)",
+    "share",
+)
+LAYERS = 4
+"""Glorot & Bengio 2010, section 3.1: four layers of sigmoids learn late, and five never."""
+HALF = Threshold(0.5, "chosen: half of the run, for stacks of sigmoids that learn late", "share")
 EXPLODED = Threshold(float(np.exp(6)), "the same six e-folds, upwards", "ratio")
 SHUT = Threshold(1.0, "definition: all units are dead", "share")
 FAINT = Threshold(0.01, "chosen: two layers that hand on a hundredth each leave nothing of six e-folds", "ratio")
@@ -122,9 +132,8 @@ def _off_scale(case: Case) -> Finding | None:
         words = "are of one sign, and multiply what their inputs have in common, over what they do to the rest, by"
         return _drawn_off(case, common, COMMON, [one.common for one in common], words)
     if small:
-        return _drawn_off(
-            case, small, SMALL, [one.high for one in small], "multiply the deviation of what they read by"
-        )
+        small = [one for one in bare if one.low < SMALL.value and not one.table]  # forward or backward, the last too
+        return _drawn_off(case, small, SMALL, [one.low for one in small], "multiply the deviation of what they read by")
     return None
 
 
@@ -198,11 +207,12 @@ def _anew(case: Case, off: Sequence[Drawn]) -> Iterator[Prescription]:
 def _dying(case: Case) -> Iterator[Finding]:
     along = case.variation
     least = along.behind()
-    stretch = least.starts(below=ALIKE.value)
+    limit = COVERED if _covered(case) else ALIKE
+    stretch = least.starts(below=limit.value)
     if stretch < max(2, len(least) / LASTING):
         return
     column = along.values[:, 0]
-    start = collapsed(column, ALIKE.value)
+    start = collapsed(column, limit.value)
     layers = along.paths[start:]
     if not layers or (not start and not _told_apart(case)):
         return
@@ -218,13 +228,20 @@ def _dying(case: Case) -> Iterator[Finding]:
         Evidence(
             "variation",
             least.last,
-            ALIKE.value,
+            limit.value,
             tuple(int(step) for step in least.steps),
-            ALIKE.unit,
-            ALIKE.source,
+            limit.unit,
+            limit.source,
             tuple((path, float(along.at(path).last)) for path in layers),
         ),
     )
+
+
+def _covered(case: Case) -> bool:
+    """Whether functions that are never below zero, layer upon layer, cover the signal with what they add to it."""
+    functions = [activation_named(site.kind) for site in case.hidden_activations]
+    positive = [one is not None and one.name in remedies.POSITIVE for one in functions]
+    return len(positive) >= LAYERS and all(positive) and not case.thrives and case.plateau > HALF.value
 
 
 def _told_apart(case: Case) -> bool:
@@ -329,6 +346,8 @@ RULE = Rule(
         "loud": LOUD,
         "shouting": SHOUTING,
         "alike": ALIKE,
+        "covered": COVERED,
+        "half": HALF,
         "exploded": EXPLODED,
         "shut": SHUT,
         "faint": FAINT,

@@ -70,6 +70,9 @@ LONG = Threshold(
     50.0, "the memory of momentum 0.98: above the 0.9 to 0.95 in use, and Sutskever et al. 2013 take 0.99 late", "steps"
 )
 BACK = Threshold(0.5, "chosen: half of all that was gained has been lost again", "share")
+SPARED = Threshold(
+    0.8, "chosen: a momentum longer than the whole run has done little harm where a fifth of the loss is left", "share"
+)
 HALF = Threshold(0.5, "chosen: what `dead_units` calls dead, half of a layer", "share")
 SMALLER = 1 / 3
 
@@ -133,7 +136,9 @@ def _coasting(case: Case) -> tuple[str, Threshold, float, Track] | None:
     start, smooth = float(loss.values[:3].max()), np.median(np.lib.stride_tricks.sliding_window_view(loss.values, 5), 1)
     best, end = float(smooth.min()), float(np.median(loss.values[-max(5, len(loss) // 10) :]))
     highest = float(smooth[int(smooth.argmin()) :].max())  # after its best
-    if case.learns is not False and not (max(end, highest) - best > BACK.value * (start - best)):
+    back = max(end, highest) - best > BACK.value * (start - best)
+    kept = steps > int(case.steps[-1] - case.steps[0]) + 1 and (case.fallen or 0.0) < SPARED.value
+    if case.learns is not False and not back and not kept:
         return None
     words = (
         f"The optimizer's momentum adds up the gradients of {steps:.0f} steps, as long as a rate {steps:.0f} times as "
@@ -293,6 +298,7 @@ RULE = Rule(
         "remembered": REMEMBERED,
         "long": LONG,
         "back": BACK,
+        "spared": SPARED,
     },
     causes=(
         "unrelated_targets",
