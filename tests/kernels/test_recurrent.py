@@ -1,5 +1,6 @@
 """The compiled walk of an LSTM and of a GRU against its specification in float64, and against the loop of the layer."""
 
+import contextlib
 import copy
 
 import pytest
@@ -148,3 +149,38 @@ def test_it_says_why_it_does_not_walk():
     assert recurrent.refuses(these._replace(h=these.h.double())) == "it computes float32 on the CPU"
     with torch.autocast("cpu", torch.bfloat16):
         assert recurrent.refuses(these) == "the step is compiled, or in mixed precision"
+
+
+def test_explain_says_what_takes_the_steps_and_why_no_kernel_does():
+    x = torch.empty(128, 32, 16)
+    for kind in ("LSTM", "GRU"):
+        for norm in ("layer", "rms", "batch"):
+            told = ns.kernels.explain(getattr(ns.nn, kind)(16, 24, norm=norm), x)
+            assert told.choice == "numba"
+            assert told.problem == f"{kind.lower()} with {norm} norm inside, 24 hidden units: 128×32×16 float32, cpu"
+    layer = ns.nn.LSTM(16, 24, norm="layer", batch_first=True)
+
+    def reason(layer, x):
+        told = ns.kernels.explain(layer, x)
+        assert told.choice == "aten" and told.candidates[0].name == "numba"
+        return told.candidates[0].refuses
+
+    assert reason(layer, torch.empty(4, 9, 16)) == "the sequences are so short that the call itself is what costs"
+    assert reason(copy.deepcopy(layer).double(), x.double()) == "it computes float32 on the CPU"
+    assert reason(ns.nn.RNN(16, 24, norm="layer"), x) == "it walks LSTM and GRU"
+    assert reason(ns.nn.LSTM(16, 24), x) == "it walks with norms between the steps"
+    packed = torch.nn.utils.rnn.pack_sequence([torch.empty(900, 16), torch.empty(7, 16)])
+    assert reason(layer, packed) == "the sequences have several lengths"
+    layer.norms["cell_l0"] = torch.nn.LayerNorm(24)
+    assert "not the one that the layer made" in reason(layer, x)
+
+
+@pytest.mark.parametrize("shape", [(128, 32, 16), (3, 2, 16)])
+def test_explain_tells_what_then_happens(monkeypatch, shape):
+    layer, x = ns.nn.GRU(16, 24, norm="rms"), torch.randn(shape)
+    taken = []
+    monkeypatch.setattr(recurrent._Walk, "apply", lambda *these: taken.append(1))
+    choice = ns.kernels.explain(layer, x).choice
+    with contextlib.suppress(TypeError):  # nothing was computed
+        layer(x)
+    assert bool(taken) is (choice == "numba")

@@ -74,7 +74,8 @@ def explain(
     """The offers for normalizing `x`, the reasons of those that do not serve, and the choice.
 
     Args:
-        module_or_spec: a layer of `normscope.nn`, or a description (`normscope.spec_of` reads one off other layers).
+        module_or_spec: a layer of `normscope.nn`, the recurrent ones too, or a description (`normscope.spec_of` reads
+            one off other layers).
         x: an input.
         residual: what is added before the activation, if anything is.
         mask: which cells count, if not all.
@@ -87,6 +88,9 @@ def explain(
     >>> ns.kernels.explain(ns.nn.GroupNorm(2, 4), torch.ones(1, 4, 2)).choice
     'aten'
     """
+    own: Any = getattr(module_or_spec, "explained", None)
+    if own is not None:  # a layer of many steps
+        return own(x)
     spec = module_or_spec if isinstance(module_or_spec, NormSpec) else getattr(module_or_spec, "spec", None)
     if not isinstance(spec, NormSpec):
         raise SpecError(

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from normscope.kernels.explain import Explanation
 from normscope.norms.classes import LayerNorm, RMSNorm
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.reparametrize import weight_norm
 from normscope.norms.shapes import expect_floats
 from normscope.norms.temporal import TemporalBatchNorm
-from normscope.norms.walked import walked
+from normscope.norms.walked import explained, walked
 from normscope.terms.errors import DataError, ModelError, ShapeError
 
 Inside = Literal["batch", "layer", "weight", "rms"]
@@ -136,6 +137,12 @@ class Unrolled(nn.Module):
         if single:
             y, last = y.squeeze(batch), tuple(state.squeeze(1) for state in last)
         return y, last if self.states > 1 else last[0]
+
+    def explained(self, input: Tensor | PackedSequence) -> Explanation:
+        """What takes the steps over `input`, and why: what `normscope.kernels.explain` tells of this layer."""
+        x = input.data if isinstance(input, PackedSequence) else input
+        self._check(x, "(…, T, input_size)", x.ndim in (2, 3))
+        return explained(self, input)
 
     def _check(self, input: Tensor, wanted: str, rank: bool) -> None:
         if not rank or input.shape[-1] != self.input_size:
