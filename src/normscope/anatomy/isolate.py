@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
+from torch.nn.utils import parametrize
 
 from normscope.terms.errors import ModelError
 
@@ -59,7 +60,7 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
     scripted = [module for module in everything if isinstance(module, torch.jit.ScriptModule)]
     kept = [(content, _held(content)) for module in modules for content in _contents(module)]
     caching = torch.is_autocast_cache_enabled()
-    with _random_states_kept(modules), _scripted_kept(scripted), _eagerly():
+    with _random_states_kept(modules), _scripted_kept(scripted), _eagerly(), _uncached():
         try:
             # A weight cast without gradients must not be found in autocast's cache by the training step.
             torch.set_autocast_cache_enabled(False)
@@ -70,6 +71,17 @@ def isolated(model: nn.Module, *, training: bool | None = None) -> Iterator[None
             for content, before in kept:
                 _put_back(content, before)
             torch.set_autocast_cache_enabled(caching)
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Inside, parametrized weights are computed anew; none of these is found in the caller's `parametrize.cached`."""
+    then = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = then
 
 
 def _contents(module: nn.Module) -> Iterator[Container]:

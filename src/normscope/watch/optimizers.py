@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import ref
@@ -9,6 +10,8 @@ from weakref import ref
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+_STEPS = sys.modules[Optimizer.__module__].__file__  # where the steps of all classes are wrapped
 
 
 class Optimizers:
@@ -95,8 +98,11 @@ class Optimizers:
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if optimizer is self._late:
             return
-        if any(optimizer is running for running in self._running):  # its last step ended with an exception
-            self._running.clear()
+        if any(optimizer is running for running in self._running):
+            if _calls(optimizer) > 1:  # the step of its class above it, which has hooks of its own
+                self._running.append(optimizer)
+                return
+            self._running.clear()  # its last step ended with an exception
         self._before(optimizer, args, kwargs)
         self._running.append(optimizer)
 
@@ -106,8 +112,20 @@ class Optimizers:
             return
         if self._running:
             self._running.pop()
+        if any(optimizer is running for running in self._running):
+            return
         self.stepped.add(id(optimizer))
         self._after(optimizer)
+
+
+def _calls(optimizer: Optimizer) -> int:
+    """How many steps of `optimizer` are running, one inside the other."""
+    found, frame = 0, sys._getframe()
+    while frame is not None:
+        in_step = frame.f_code.co_filename == _STEPS and frame.f_code.co_name == "wrapper"
+        found += in_step and any(value is optimizer for value in frame.f_locals.get("args", ())[:1])
+        frame = frame.f_back
+    return found
 
 
 def _inner(optimizer: Optimizer) -> Any:
