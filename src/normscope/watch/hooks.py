@@ -107,7 +107,7 @@ def in_backward() -> bool:
 
 
 _compiler: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback  # pyright: ignore
-if torch.__version__ < "2.7":  # which gives away a reference that it does not own
+if torch.__version__ < "2.8":  # which gives away a reference that it does not own
     _borrowed = _compiler
 
     def _compiler() -> Any:
