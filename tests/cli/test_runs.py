@@ -1,6 +1,7 @@
 """`export`, `live` and `compare`, on two small runs."""
 
 import csv
+import importlib
 import json
 import sys
 
@@ -179,3 +180,21 @@ def test_compare_prints_a_table_and_writes_a_page(runs, tmp_path):
     assert found["differences"][0].keys() == {"site", "quantity", "values", "ratio"}
     assert "do not differ" in told("compare", runs / "calm", runs / "calm")
     assert told("compare", runs / "calm", runs / "wild", "--quiet") == ""
+
+
+# demo
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_demo_that_is_interrupted_says_where_its_record_is(begun, tmp_path, monkeypatch):
+    def interrupted(out, **_):
+        if begun:
+            (out / "untreated").mkdir(parents=True)
+            (out / "untreated" / "rank0.sqlite").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("normscope.demo"), "demo", interrupted)
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "a demo")])
+    assert done.exit_code == 130
+    said = f"normscope diagnose '{tmp_path / 'a demo' / 'untreated'}'" if begun else "nothing was recorded yet"
+    assert said in done.stderr.replace("\n", "") and "Traceback" not in done.output

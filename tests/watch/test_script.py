@@ -1,5 +1,6 @@
 """An unchanged script under watch: the same output, arguments and exit code, and a record."""
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -305,10 +306,68 @@ def test_a_script_that_leaves_at_once_has_a_whole_record_and_last_words(script, 
     said = """
 import sys
 from normscope.watch.script import run
-last = lambda watchers: print("steps", len(watchers[0].record.steps))
+last = lambda watchers, hurried: print("steps", len(watchers[0].record.steps))
 sys.exit(run(sys.argv[1], [], sys.argv[2], every=1, afterwards=last))
 """
     call = [sys.executable, "-u", "-W", "ignore", "-c", said, str(script(code)), str(tmp_path / "r")]
     done = subprocess.run(call, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (7, "steps 6\n", "")
     assert ns.Record(tmp_path / "r").complete
+
+
+TERMINATED_BY_ITSELF = """
+    import os, signal, torch
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    {before}
+    try:
+        for number in range(9):
+            model(torch.ones(4, 2)).sum().backward()
+            optimizer.step()
+            if number == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("cleaned up")
+    print("to the end")
+"""
+
+
+def test_a_script_that_is_asked_to_end_says_what_was_found(script, tmp_path, capsys, kinds):
+    told = []
+    code = run(
+        script(TERMINATED_BY_ITSELF.format(before="")),
+        [],
+        tmp_path / "r",
+        every=1,
+        afterwards=lambda watchers, hurried: told.append((len(watchers[0].record.steps), hurried)),
+    )
+    assert (code, told) == (143, [(5, True)]) and capsys.readouterr().out == "cleaned up\n"
+    (crash,) = [event for event in ns.Record(tmp_path / "r").events if event.kind == "crash"]
+    assert crash.step == 5 and "Terminated" in crash.text and ns.Record(tmp_path / "r").complete
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_handles_the_wish_to_end_is_left_alone(script, tmp_path, capsys, kinds):
+    before = "signal.signal(signal.SIGTERM, lambda *_: print('saved'))"
+    assert run(script(TERMINATED_BY_ITSELF.format(before=before)), [], tmp_path / "r", every=1) == 0
+    assert capsys.readouterr().out == "saved\ncleaned up\nto the end\n"
+    assert "crash" not in kinds(tmp_path / "r") and len(ns.Record(tmp_path / "r").steps) == 9
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_a_child_of_a_watched_script_can_be_ended(script, tmp_path, capsys):
+    forking = """
+        import os, signal, time
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(60)
+            finally:
+                os._exit(9)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+    """
+    assert run(script(forking), [], tmp_path / "r") == 0
+    assert capsys.readouterr().out == "15\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -35,7 +37,12 @@ def command(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)
 
-        shown = demo(out, steps=steps, seeds=tuple(range(seeds)), progress=progress)
+        try:
+            shown = demo(out, steps=steps, seeds=tuple(range(seeds)), progress=progress)
+        except KeyboardInterrupt:
+            bars.stop()
+            _tell_interrupted(out)
+            sys.exit(130)  # what a shell reports of a process that an interrupt ended
 
     console.print()
     _tell(console, "before", shown.before)
@@ -49,6 +56,17 @@ def command(
     )
     _tell(console, "after", shown.after)
     typer.echo(str(shown.page.resolve()) if quiet else f"\nThe page: {shown.page.resolve()}")
+
+
+def _tell_interrupted(out: Path) -> None:
+    """Where the records are so far, and how to go on."""
+    found = [str(out / name) for name in ("untreated", "treated") if any((out / name).glob("rank*.sqlite"))]
+    said = (
+        f"what was recorded is in {' and '.join(found)}; next: normscope diagnose {quote(found[0])}"
+        if found
+        else ("nothing was recorded yet")
+    )
+    typer.echo(f"normscope: interrupted; {said}", err=True)
 
 
 def _tell(console: Console, when: str, diagnosis: Diagnosis) -> None:

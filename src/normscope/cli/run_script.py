@@ -45,15 +45,16 @@ def command(
     sys.exit(code)
 
 
-def _last_words(path: Path, watchers: Sequence[Watcher]) -> None:
+def _last_words(path: Path, watchers: Sequence[Watcher], hurried: bool) -> None:
     """Print what is wrong with each training that was watched, and where it is kept: not among the script's words."""
     try:
-        _diagnosed(watchers)
+        _diagnosed(watchers, hurried)
     finally:
         typer.echo(f"normscope: {_outcome(path)}", err=True)
 
 
-def _diagnosed(watchers: Sequence[Watcher]) -> None:
+def _diagnosed(watchers: Sequence[Watcher], hurried: bool) -> None:
+    """The diagnosis of each; of the record alone where there is no time to try causes on the model."""
     from normscope.cli.options import settled
     from normscope.diagnose.engine import diagnose
     from normscope.report import page, terminal
@@ -61,7 +62,7 @@ def _diagnosed(watchers: Sequence[Watcher]) -> None:
     for watcher in watchers:
         record = watcher.record
         if len(record.steps):
-            found = diagnose(watcher, **settled(None, None, None))
+            found = diagnose(record if hurried else watcher, **settled(None, None, None))
             typer.echo(terminal.paint(page.tree(record, found, whole=False)).rstrip("\n"), err=True)
 
 

@@ -6,7 +6,9 @@ import builtins
 import importlib.machinery
 import io
 import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,11 @@ from normscope.watch.discovery import Discovery
 from normscope.watch.session import Every, Watcher
 
 INTERRUPTED = 130  # what a shell reports of a process that an interrupt ended
+TERMINATED = 128 + signal.SIGTERM  # and of one that a scheduler, or a container, ended
+
+
+class Terminated(SystemExit):
+    """The process was asked to end (SIGTERM); there is little time left."""
 
 
 def run(
@@ -27,12 +34,13 @@ def run(
     *,
     budget: float = 0.01,
     every: Every = "auto",
-    afterwards: Callable[[Sequence[Watcher]], object] | None = None,
+    afterwards: Callable[[Sequence[Watcher], bool], object] | None = None,
 ) -> int:
     """Run `script` as ``python script args…`` would, with every training in it watched; its exit code.
 
     An exception that the script does not catch is printed as Python prints it, without a frame of ours, and is kept in
-    the record; so is an interrupt.
+    the record; so is an interrupt, and SIGTERM where the script does not handle it: that one ends as `sys.exit` does,
+    and the second time at once.
 
     Args:
         script: the file to run.
@@ -41,7 +49,8 @@ def run(
         budget: the share of the run's time that watching may take.
         every: when to sample, as in `watch`.
         afterwards: called with what was watched when the script has ended, crashed or been interrupted, and its own
-            last words are out; the records are complete, and what it raises reaches nobody.
+            last words are out, and with whether there is little time; the records are complete, and what it raises
+            reaches nobody.
 
     Raises:
         RecordError: `path` is a file.
@@ -61,19 +70,44 @@ def run(
         return 2
     with _as_main(os.fspath(script), args) as names, Discovery(path, budget=budget, every=every) as discovery:
 
-        def last_words() -> None:
+        def last_words(hurried: bool = False) -> None:
             if afterwards is not None:
                 with suppress(Exception, KeyboardInterrupt):
-                    afterwards(discovery.watchers)
+                    afterwards(discovery.watchers, hurried)
 
-        with _before_leaving(lambda: (discovery.close(), last_words())):
+        with _before_leaving(lambda: (discovery.close(), last_words())), _terminable():
             error = _outcome(source, os.fspath(script), names)
-        ended = error is None or isinstance(error, SystemExit)
-        if error is not None and not ended:
+        ended, hurried = error is None or isinstance(error, SystemExit), isinstance(error, Terminated)
+        if error is not None and (hurried or not ended):
             discovery.crashed(error)
     code = _exit_code(getattr(error, "code", None)) if ended else _told(error)
-    last_words()
+    last_words(hurried)
     return code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, the first SIGTERM raises `Terminated`, unless somebody handles it; the second ends the process.
+
+    A child that was forked ends as ever: who made it may end it so.
+    """
+    process, own = os.getpid(), threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != process:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
