@@ -2,9 +2,13 @@
 
 Every way of watching has a training of its own; all run a few steps, turn by turn, and each is compared with the
 unwatched training of the same round. Ours is charged for what its writing thread still has to do: the time ends when
-the record is flushed. Peers that are not installed are named as such.
+the record is flushed. Peers (`pip install wandb fastai tensorboard cockpit-for-pytorch`) that are not installed, or do
+not run, are named as such.
 
     python benchmarks/watch.py [--models mlp,encoder,resnet] [--rounds 5] [--out benchmarks/results]
+
+What a call measures replaces that in the results, and all else there stays: a model, a way or a part at a time will do.
+With `--more`, rounds of an earlier call with the same word are kept and added to.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +39,8 @@ from torch.nn import functional as F
 import normscope as ns
 
 STEPS = {"mlp": 30, "encoder": 5, "resnet": 4}  # in a round
+PATIENCE = 3.0  # seconds that a way may take in a round
+DEFAULT = "normscope, default: the median step of a run"
 CLOCK = time.perf_counter
 CLOCKS = {
     "wall": (time.perf_counter, "time by the clock"),
@@ -169,6 +174,33 @@ def tensorboard(training: Training) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def cockpit(training: Training) -> Iterator[Callable[[], None]]:
+    """Cockpit's economy preset: its own step replaces the training's, since it needs the losses of the samples."""
+    from backpack import extend
+    from cockpit import Cockpit  # pyright: ignore
+    from cockpit.utils.configuration import configuration  # pyright: ignore
+
+    model, losses = extend(training.model), extend(nn.CrossEntropyLoss(reduction="none"))
+    mean, numbers = extend(nn.CrossEntropyLoss()), itertools.count()
+    peer = Cockpit(list(model.parameters()), quantities=configuration("economy"))
+
+    def step() -> torch.Tensor:
+        training.optimizer.zero_grad()
+        output, number = model(training.x), next(numbers)
+        loss = mean(output, training.y)
+        with peer(number, info={
+            "batch_size": len(training.x), "individual_losses": losses(output, training.y), "loss": loss,
+            "optimizer": training.optimizer,
+        }):  # fmt: skip
+            loss.backward(create_graph=peer.create_graph(number))
+        training.optimizer.step()
+        return loss
+
+    training.step = step
+    yield lambda: None
+
+
+@contextmanager
 def wandb(training: Training) -> Iterator[Callable[[], None]]:
     import wandb as peer
 
@@ -180,35 +212,39 @@ def wandb(training: Training) -> Iterator[Callable[[], None]]:
         yield lambda: None
         handle.remove()
         peer.unwatch(training.model)
-        run.finish(quiet=True)
+        run.finish()
 
 
-def fastai(x: torch.Tensor) -> tuple[object, ...]:
-    """What fastai's `ActivationStats(with_hist=True)` takes of each output."""
-    x = x.float()
-    return x.mean().item(), x.std().item(), (x <= 0.05).long().sum().item() / x.numel(), x.histc(40, 0, 10)
+@contextmanager
+def fastai(training: Training) -> Iterator[Callable[[], None]]:
+    from fastai.callback.hook import ActivationStats
+
+    peer = ActivationStats(with_hist=True)
+    with outputs(training, lambda x: peer.hook(None, None, x)) as finish:
+        yield finish
 
 
 WAYS: dict[str, tuple[str | None, Callable]] = {
     "unwatched": (None, unwatched),
-    "normscope, default": (None, lambda training: ours(training, "auto")),
+    DEFAULT: (None, lambda training: ours(training, "auto")),
     "normscope, every=1, the training alone": (None, lambda training: ours(training, 1, probes=())),
     "normscope, every=1, and the fixed batch at each tenth": (None, lambda training: ours(training, 1)),
     "sum of every leaf's output": (None, lambda training: outputs(training, lambda x: x.sum().item())),
     "five statistics of every leaf's output": (None, lambda training: outputs(training, five)),
     'wandb.watch(log="all"), offline': ("wandb", wandb),
-    "the statistics of fastai's ActivationStats": (None, lambda training: outputs(training, fastai)),
+    "fastai's ActivationStats(with_hist=True)": ("fastai", fastai),
     "TensorBoard histograms": ("tensorboard", tensorboard),
+    "Cockpit, economy": ("cockpit", cockpit),
 }
 
 
 def compare(name: str, rounds: int, asked: list[str]) -> dict[str, list[float] | str]:
     """By way: the ratios to the unwatched steps of the same round, or why there are none."""
-    ways: dict[str, tuple[Training, Callable[[], None]]] = {}
+    ways: dict[str, tuple[Training, Callable[[], None], int]] = {}
     found: dict[str, list[float] | str] = {}
     with contextlib.ExitStack() as stack:
         for way, (needs, watching) in WAYS.items():
-            if way != "unwatched" and not any(word in way for word in asked):
+            if way == DEFAULT or (way != "unwatched" and not any(word in way for word in asked)):
                 continue
             if needs is not None and importlib.util.find_spec(needs) is None:
                 found[way] = "not installed"
@@ -218,14 +254,14 @@ def compare(name: str, rounds: int, asked: list[str]) -> dict[str, list[float] |
             try:
                 finish = stack.enter_context(watching(training))
                 training.step()
-                training.step()
-                finish()
+                took = timed(training, finish, 1)
             except Exception as error:
-                found[way] = f"{type(error).__name__}: {error}"[:80]
+                said = " ".join(str(error).split())
+                found[way] = f"{type(error).__name__}: {said[:57] + '…' if len(said) > 58 else said}".replace("|", "/")
                 continue
-            ways[way], found[way] = (training, finish), []
+            ways[way], found[way] = (training, finish, max(1, min(STEPS[name], int(PATIENCE / took)))), []
         for _ in range(rounds):
-            times = {way: timed(*both, STEPS[name]) for way, both in ways.items()}
+            times = {way: timed(*each) for way, each in ways.items()}
             for way, took in times.items():
                 told = found[way]
                 assert isinstance(told, list)
@@ -251,7 +287,7 @@ def run_of(name: str, steps: int, at_once: int = 50) -> dict[str, float]:
     plain, watched = Training(name), Training(name)
     plain.step(), watched.step()
     spent: dict[str, list[float]] = {"plain": [], "watched": []}
-    with WAYS["normscope, default"][1](watched) as finish:
+    with WAYS[DEFAULT][1](watched) as finish:
         for _ in range(0, steps, at_once):
             for way, training in (("plain", plain), ("watched", watched)):
                 for _ in range(at_once):
@@ -296,32 +332,32 @@ def train_six(name: str, every: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def query(sites: int, steps: int) -> tuple[float, float, int]:
-    """Seconds to write, to open and draw the first series of, a record of so many sites and steps; its bytes."""
-    from normscope.record.rows import summary_row
-    from normscope.record.sink import Sink
-    from normscope.stats import Summary
-    from normscope.stats.digest import Digest
-    from normscope.terms.site import Site
+def query(place: Path, sites: int, steps: int) -> tuple[float, int]:
+    """Seconds in which a fresh process opens a record of so many sites and steps and has its first series; bytes.
 
-    place = Path(tempfile.mkdtemp())
-    digest = Digest.of(Summary.of(torch.randn(8192)))
-    row = summary_row(Site("layer"), 0, "live", digest)
-    started = time.perf_counter()
-    sink = Sink(place / "rank0.sqlite")
-    named = [Site(f"layer{index}") for index in range(sites)]
-    for first in range(0, steps, 50):
-        at = range(first, min(steps, first + 50))
-        sink.write([row._replace(site=site, values=(step, *row.values[1:])) for step in at for site in named])
-    sink.write([], end=True)
-    sink.release()
-    wrote = time.perf_counter() - started
-    started = time.perf_counter()
-    with ns.Record(place) as record:
-        assert len(record.series(f"layer{sites // 2}", "std").values) == steps
-    opened, size = time.perf_counter() - started, sum(file.stat().st_size for file in place.iterdir())
-    shutil.rmtree(place)
-    return wrote, opened, size
+    The record is written first where it is not there yet.
+    """
+    if not place.exists():
+        from normscope.record.writer import Writer
+        from normscope.stats import Summary
+        from normscope.stats.digest import Digest, Digests
+        from normscope.terms.site import Site
+
+        named = [Site(f"layer{index}") for index in range(sites)]
+        digests = Digests.of([Digest.of(Summary.of(torch.randn(8192))) for _ in named])
+        with Writer(place) as writer:
+            for step in range(steps):
+                writer.block(step, "live", named, digests)
+                if step % 20 == 19:
+                    writer.flush()
+    code = (
+        "import sys, time, normscope as ns; ns.Record; started = time.perf_counter(); record = ns.Record(sys.argv[1])\n"
+        f"found = record.series('layer{sites // 2}', 'std'); assert len(found.values) == {steps}\n"
+        "print(time.perf_counter() - started)"
+    )
+    call = [sys.executable, "-c", code, str(place)]
+    told = min(float(subprocess.run(call, check=True, capture_output=True, text=True).stdout) for _ in range(3))
+    return told, sum(file.stat().st_size for file in place.iterdir())
 
 
 def attach(layers: int) -> tuple[float, float]:
@@ -364,13 +400,17 @@ def page(told: dict) -> str:
         f"`python benchmarks/watch.py`, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads of {processor()}.",
         "Steps of all ways run in turns in one process; ratios to the unwatched steps of the same",
-        f"round, in {told['clock']}: median (range). Ours ends when the record is on the disk.",
+        f"round, in {told['clock']}: median (range). Ours ends when the record is on the disk. By default steps are",
+        "sampled ever more rarely, so there the median step of a run stands here; what the whole run took is below.",
         "",
         "| | " + " | ".join(WORDS[name] for name in names) + " |",
         "| --- |" + " --- |" * len(names),
     ]
     for way in WAYS:
-        cells = (cell(told["compared"][name].get(way), milliseconds=way == "unwatched") for name in names)
+        if way == DEFAULT:
+            cells = (f"{found['median']:.3f}" if (found := told["runs"].get(name)) else "–" for name in names)
+        else:
+            cells = (cell(told["compared"][name].get(way), milliseconds=way == "unwatched") for name in names)
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     lines += ["", *told.get("notes", {}).values(), ""]
     return "\n".join(lines)
@@ -390,6 +430,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000, help="of the long run by default")
+    parser.add_argument("--more", action="store_true", help="add to the rounds of an earlier call, of the same ways")
+    parser.add_argument("--record", type=Path, default=Path(tempfile.gettempdir()) / "normscope-1000x2000")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -398,15 +440,23 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     names, parts = asked.models.split(","), asked.only.split(",")
     kept = asked.out / "watch-cpu.json"
-    told = json.loads(kept.read_text()) if kept.exists() else {"compared": {}, "notes": {}}
+    told = json.loads(kept.read_text()) if kept.exists() else {}
+    for part in ("compared", "runs", "notes"):
+        told.setdefault(part, {})
     notes = told["notes"]
     told["clock"] = clock
     for name in names:
         if "compare" in parts:
             found = compare(name, asked.rounds, asked.ways.split(","))
-            told["compared"][name] = {**told["compared"].get(name, {}), **found}
+            before = told["compared"].get(name, {})
+            if asked.more:
+                found = {
+                    way: [*before[way], *each] if isinstance(each, list) and isinstance(before.get(way), list) else each
+                    for way, each in found.items()
+                }
+            told["compared"][name] = {**before, **found}
         if "run" in parts:
-            run = run_of(name, asked.steps)
+            run = told["runs"][name] = run_of(name, asked.steps)
             notes[f"run {name}"] = (
                 f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
                 f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
@@ -425,10 +475,10 @@ def main() -> None:
                 f"{auto / plain:.3f} × by default, {dense / plain:.3f} × at every=1."
             )
     if "query" in parts:
-        wrote, opened, size = query(1000, 2000)
+        opened, size = query(asked.record, 1000, 2000)
         notes["query"] = (
-            f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {wrote:.0f} s to write, "
-            f"{opened:.2f} s to open and read the first series."
+            f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {opened:.2f} s to open it and have a first "
+            "series, in a fresh process."
         )
     if "attach" in parts:
         attached, first = attach(10_000)
