@@ -213,3 +213,71 @@ def test_a_finding_says_that_steps_could_not_be_tried_and_what_is_missing(tmp_pa
     known = {"loss_fn": F.cross_entropy, "optimizer": optimizer}
     assert "were not tried" not in diagnose(record, model=model, probe=batch(), select="NS210", **known)[0].message
     assert "were not tried" not in diagnose(record, select="rate_too_high")[0].message  # nothing was to be tried
+
+
+def test_what_a_loss_asks_of_any_output_is_tried_without_the_network():
+    torch.manual_seed(0)
+    inputs, labels = batch()
+    told = Experiment(tanh(), (inputs, labels), F.cross_entropy)
+    assert told.loss_of_nothing() == pytest.approx(math.log(8))
+    assert told.error_of_the_mean() is None
+    real = torch.randn(64, 8)
+    squared = Experiment(tanh(), (inputs, real), F.mse_loss)
+    assert squared.error_of_the_mean() == pytest.approx(float(real.var(0, correction=0).mean()))
+    yes = (torch.arange(64) % 4 == 0).float()[:, None].expand(64, 8)
+    bounded = Experiment(tanh(), (inputs, yes), F.binary_cross_entropy_with_logits).least(0.0, 1.0)
+    assert bounded == pytest.approx(0.25 * math.log(1 + math.exp(-1)) + 0.75 * math.log(2), rel=1e-3)
+    assert Experiment(tanh(), (inputs, yes), F.binary_cross_entropy_with_logits).least(-20.0, 20.0) < 1e-3
+
+
+class Attending(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.first, self.share = nn.Linear(32, 32), share
+
+    def forward(self, x):
+        x = self.first(x)[:, None]
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.share)[:, 0]
+
+
+class Calling(nn.Module):
+    def __init__(self, *given, **named):
+        super().__init__()
+        self.inner, self.given, self.named = nn.Linear(32, 8), given, named
+
+    def forward(self, x):
+        return F.dropout(self.inner(x), *self.given, **self.named)
+
+
+@pytest.mark.parametrize(
+    ("model", "drops"),
+    [
+        (Calling(0.5), True),
+        (Calling(), True),
+        (Calling(0.5, True), True),
+        (Calling(p=0.5, training=True), True),
+        (Calling(0.0), False),
+        (Calling(0.5, False), False),
+        (Calling(0.5, training=False), False),
+        (nn.Dropout(0.5), False),
+        (Attending(0.1), True),
+        (Attending(0.0), False),
+    ],
+)
+def test_a_function_that_drops_in_evaluation_mode_is_found_where_it_is_called(model, drops):
+    around = nn.Sequential(nn.Linear(32, 32), model)
+    assert Experiment(around, batch()).dropping() == (("1",) if drops else ())
+
+
+def test_asking_a_model_changes_neither_it_nor_the_random_state():
+    model, (inputs, labels) = normed(), batch()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    told = Experiment(model, (inputs, labels), F.cross_entropy)
+    assert torch.equal(told.answer(), copy.deepcopy(model).eval()(inputs))
+    first, last = told.by_heart(40)
+    assert last < first / 2
+    assert set(told.traced()) == {"", "0", "1", "2", "3"}
+    assert torch.equal(told.answer(lambda x: x * 0)[0], told.answer(lambda x: x * 0)[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(one.grad is None for one in model.parameters())

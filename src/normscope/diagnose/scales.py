@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normscope.diagnose.case import Case
+from normscope.stats.summary import Summary
 from normscope.terms.site import Site
 
 _GATES = {"LSTM": 4, "GRU": 3, "LSTMCell": 4, "GRUCell": 3}
@@ -60,12 +61,13 @@ def drawn(case: Case) -> Iterator[Drawn]:
     """
     for site in case.producers:
         for weight in () if site.call else case.parameters(site.path):
-            told = case.summaries(weight, "live")[:1]
-            if "weight" not in weight.name or "original" in weight.name or not told:
+            if "weight" not in weight.name or "original" in weight.name or (told := _first(case, weight)) is None:
                 continue
-            size, moments = told[0][1].size, told[0][1].moments
+            size, moments = told.size, told.moments
             units, inputs = _units(case, site, weight.name), case.channels(site.at("input"))
-            rms, std = told[0][1].rms, told[0][1].std
+            if "weight_hh" in weight.name:  # what a layer gives goes in again
+                inputs = units // _GATES.get(site.kind, 1)
+            rms, std = told.rms, told.std
             if size < FEWEST or not units or not std > 1e-4 * rms or (site.kind not in _TABLES and size % units):
                 continue
             normed = not weight.name.startswith(_INSIDE) and _norm_behind(case, site)
@@ -75,10 +77,15 @@ def drawn(case: Case) -> Iterator[Drawn]:
 
     held = {site.path for site in (*case.producers, *case.norms)}
     for one in case.tensors.values():
-        told = case.summaries(one, "live")[:1] if one.what == "parameter" and one.path not in held else []
-        if told and told[0][1].size >= TABLE:
-            rms = told[0][1].rms
-            yield Drawn(replace(one, kind="Parameter"), one.name, rms, rms, 0.0, normed=False)
+        told = _first(case, one) if one.what == "parameter" and one.path not in held else None
+        if told is not None and told.size >= TABLE:
+            yield Drawn(replace(one, kind="Parameter"), one.name, told.rms, told.rms, 0.0, normed=False)
+
+
+def _first(case: Case, tensor: Site, source: str = "live") -> Summary | None:
+    """The first summary of a tensor, where it is finite."""
+    told = (case.summary(tensor, step, source) for step in case.sampled(source)[:2])
+    return next((one for one in told if one is not None and not one.sketch.nonfinite), None)
 
 
 def _units(case: Case, site: Site, name: str) -> int:
@@ -94,5 +101,5 @@ def _norm_behind(case: Case, site: Site) -> bool:
     behind = next((one for one in case.sites if one.depth > site.depth), None)
     if behind is None or behind.role != "norm":
         return False
-    given, read = (case.summaries(one, "probe")[:1] for one in (site, behind.at("input")))
-    return bool(given and read) and bool(np.isclose(given[0][1].rms, read[0][1].rms, rtol=1e-6))
+    given, read = (_first(case, one, "probe") for one in (site, behind.at("input")))
+    return given is not None and read is not None and bool(np.isclose(given.rms, read.rms, rtol=1e-6))
