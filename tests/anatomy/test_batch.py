@@ -22,6 +22,9 @@ class Box:
     note: str = "kept"
 
 
+BOX = Box(X)
+
+
 @pytest.mark.parametrize(
     ("batch", "args", "kwargs", "target"),
     [
@@ -35,7 +38,7 @@ class Box:
         ({"a": X, "b": Z}, (), {"a": X, "b": Z}, None),
         (UserDict(a=X), (), {"a": X}, None),
         (Pair(X, Y), (Pair(X, Y),), {}, None),
-        (Box(X), (Box(X),), {}, None),
+        (BOX, (BOX,), {}, None),
     ],
     ids=[
         "tensor",
@@ -53,7 +56,7 @@ class Box:
 )
 def test_the_convention(batch, args, kwargs, target):
     probe = Probe.of(batch)
-    assert (probe.args == args and dict(probe.kwargs) == kwargs and probe.target is target) or probe.target == target
+    assert probe.args == args and dict(probe.kwargs) == kwargs and (probe.target is target or probe.target == target)
     assert Probe.of(probe) is probe
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from normscope.anatomy.batch import tensors
 from normscope.anatomy.flow import symbolic, trace
@@ -194,7 +195,7 @@ def test_checkpointed_parts_run_again_inside_the_isolation(picture):
             self.body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout())
 
         def forward(self, x):
-            return torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+            return checkpoint(self.body, x, use_reentrant=False)
 
     model, x = Checkpointed().train(), torch.randn(4, 3)
     before = picture(model)
