@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from normscope.anatomy.batch import Probe, first_tensor, mapped
+from normscope.anatomy.batch import Probe, first_tensor, mapped, tensors
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.diagnose.removals import REMOVALS
 from normscope.diagnose.rule import Rule
@@ -42,6 +42,9 @@ CURE = "scales"
 
 SIZES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """The step sizes that are tried, as multiples of the learning rate: half decades, like a search by hand."""
+
+REACH = 20.0
+"""Outputs without bound go as far, and twice as far as the targets: a sigmoid of twenty is one in float32."""
 
 _DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 Change = Callable[[torch.Tensor], torch.Tensor] | None
@@ -243,7 +246,7 @@ class Experiment(Datum):
             return None
         return (first, last) if isfinite(first) else None
 
-    def least(self, low: float, high: float, steps: int = 60) -> float | None:
+    def least(self, low: float, high: float, steps: int = 100) -> float | None:
         """The least loss of the fixed batch that was found for outputs between two bounds; None without a loss."""
         target, given = Probe.of(self.probe).target, self.output()
         if self.loss_fn is None or not isinstance(given, torch.Tensor) or not given.is_floating_point():
@@ -251,10 +254,13 @@ class Experiment(Datum):
         try:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 torch.manual_seed(self.seed)
+                reach = max([REACH, *(2 * float(one.abs().max()) for one in tensors(target) if one.numel())])
+                low, high = max(low, -reach), min(high, reach)
                 output = given.detach().clone().clamp(low, high).requires_grad_()
-                optimizer = torch.optim.Adam([output], (high - low) / 20)
+                optimizer = torch.optim.Adam([output], (high - low) / 5)  # with all its steps, thrice the range
                 best = float("inf")
                 for _ in range(steps):
+                    optimizer.param_groups[0]["lr"] *= 0.93  # to a thousandth in a hundred steps
                     loss = self._loss(output, target)
                     best = min(best, float(loss.detach()))
                     (output.grad,) = torch.autograd.grad(loss, output)

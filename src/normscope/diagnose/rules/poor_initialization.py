@@ -186,6 +186,8 @@ def _again(sites: tuple[str, ...]) -> Prescription:
 def _overcome(case: Case, off: Sequence[Drawn], limit: Threshold) -> bool:
     """Whether the network got away from such a start, early."""
     spared = (case.fallen or 0.0) > OVERCOME.value and case.plateau <= LATE.value
+    if limit is SMALL:
+        return spared or (case.thrives and case.plateau <= LATE.value / 2)
     if limit is not LARGE:
         return spared
     start = float(np.median(case.loss.values[:3])) if len(case.loss) else 0.0

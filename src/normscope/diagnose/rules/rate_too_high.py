@@ -136,7 +136,7 @@ def _coasting(case: Case) -> tuple[str, Threshold, float, Track] | None:
     start, smooth = float(loss.values[:3].max()), np.median(np.lib.stride_tricks.sliding_window_view(loss.values, 5), 1)
     best, end = float(smooth.min()), float(np.median(loss.values[-max(5, len(loss) // 10) :]))
     highest = float(smooth[int(smooth.argmin()) :].max())  # after its best
-    back = max(end, highest) - best > BACK.value * (start - best)
+    back = (end if case.thrives else max(end, highest)) - best > BACK.value * (start - best)
     kept = steps > int(case.steps[-1] - case.steps[0]) + 1 and (case.fallen or 0.0) < SPARED.value
     if case.learns is not False and not back and not kept:
         return None

@@ -64,10 +64,8 @@ STALLED = Threshold(
 NEAR = Threshold(
     0.5, "chosen: more than half of the loss that is left is beyond what any weights can take away", "share"
 )
-FAR = 20.0
-"""Outputs without bound: a sigmoid of twenty is one to float32's last digit."""
 
-_RANGES = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, FAR)}
+_RANGES = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, np.inf)}
 _FREE = frozenset(["softmax", "log_softmax", "logsigmoid", "glu"])
 
 
@@ -139,7 +137,7 @@ def _floor(case: Case, site: Site, function: Activation) -> _Found | None:
     bounds = _RANGES.get(function.name)
     if bounds is None or case.experiment is None or not len(case.loss):
         return None
-    within, free = case.experiment.least(*bounds), case.experiment.least(-FAR, FAR)
+    within, free = case.experiment.least(*bounds), case.experiment.least(-np.inf, np.inf)
     end = case.loss.last
     if within is None or free is None or not end > 0 or not (within > NEAR.value * end and 0 <= free < within / 2):
         return None

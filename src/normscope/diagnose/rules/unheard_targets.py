@@ -18,7 +18,7 @@ largest difference over the loss.
 Look at the shapes of output and target just before the loss, and bring them to one; look at what reaches the loss.
 
 ## When to ignore
-When the loss compares whole sets: distances between distributions, matchings.
+When the loss compares whole sets (distances between distributions, matchings), or needs no targets.
 
 ## References
 PyTorch, warning of `mse_loss`: "using a target size that is different to the input size … will likely lead to incorrect
@@ -59,13 +59,14 @@ def check(case: Case) -> Iterator[Finding]:
     given, asked = first_tensor(tried.output()), first_tensor(Probe.of(tried.probe).target)
     assert given is not None and asked is not None
     shapes = f"the output has the shape {tuple(given.shape)}, the target {tuple(asked.shape)}"
+    broadcast = given.ndim != asked.ndim and given.numel() == asked.numel()
     last = case.producers[-1].path if case.producers else ""
     yield RULE.finding(
         [last],
         f"The loss of the fixed batch stays the same (to {value:.1g} of it) when its targets are given to other "
         f"samples: {shapes}.",
         SAME.evidence("difference", value, [int(case.steps[0])], [(last, value)]),
-        severity="error" if case.learns is False else "note" if case.thrives and given.shape == asked.shape else None,
+        severity="error" if case.learns is False else "note" if case.thrives and not broadcast else "warning",
         since_step=int(case.steps[0]),
         prescriptions=[
             remedies.advice(
@@ -73,7 +74,7 @@ def check(case: Case) -> Iterator[Finding]:
                 "`loss(output, target.unsqueeze(-1))`",
                 "shapes that differ are broadcast, and every output is compared with every target",
             )
-            if given.ndim != asked.ndim and given.numel() == asked.numel()
+            if broadcast
             else remedies.advice(
                 "print what reaches the loss: output and target of the same samples in the same order, no smoothing "
                 "of one",
