@@ -62,6 +62,11 @@ CASES = [
     Case("NS", (3, 7, 5), layout="channels_last"),
     Case("NS", (4, 6, 9, 9), "relu", True, dtype=BF16),
     Case("NS", (4, 6, 9, 9), "relu", True, dtype=BF16, **LAST),
+    # more statistics than tasks; outputs that are written past the caches
+    Case("NS", (2, 200, 33, 31), "relu"),
+    Case("S", (25, 8, 32, 32), "relu", True),
+    Case("NS", (5, 64, 60, 60), "relu"),
+    Case("NS", (5, 64, 60, 60), "relu", **LAST),
     # group and instance
     Case("CS", (3, 6, 5, 7), groups=3),
     Case("CS", (2, 8, 3, 65, 5), "relu", True, groups=2),

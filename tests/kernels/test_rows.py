@@ -50,6 +50,8 @@ def differentiated(name, described, these, dtype):
         ((7, 2049), "gelu", False, BF16),
         ((130, 40), "gelu_tanh", True, F32),
         ((9, 31), "gelu_tanh", False, BF16),
+        ((1040, 1040), "relu", True, F32),  # written past the caches
+        ((2000, 1056), None, False, BF16),
     ],
     ids=str,
 )

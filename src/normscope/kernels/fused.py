@@ -26,11 +26,15 @@ def run(offer: Offer, problem: Problem, operands: Operands) -> tuple[Tensor, Sta
     """The output and, where told, the statistics, by the kernel of `offer`."""
     if offer.run is not None:
         return offer.run(problem, operands)
-    operands = operands._replace(residual=alike(operands.residual, operands.x, problem))
+    if operands.residual is not None:
+        operands = operands._replace(residual=alike(operands.residual, operands.x, problem))
     if torch.compiler.is_compiling():
         y, mean, var = torch.ops.normscope.fused(*_tensors(operands), *_words(offer, problem))
     elif problem.grad:
-        y, mean, var = _Fused.apply(offer, problem, *_tensors(operands))  # type: ignore[misc]
+        made = _Fused.apply(offer, problem, *_tensors(operands))  # type: ignore[misc]
+        if not problem.told:
+            return made, None
+        y, mean, var = made
     else:
         y, mean, var = _forward(offer, problem, operands)
     return y, statistics(problem, operands.x, mean, var) if problem.told else None
@@ -47,8 +51,7 @@ def statistics(problem: Problem, x: Tensor, mean: Tensor, var: Tensor) -> Statis
 
 def _forward(offer: Offer, problem: Problem, operands: Operands) -> Made:
     assert offer.forward is not None
-    with torch.no_grad():
-        return offer.forward(problem, operands)
+    return offer.forward(problem, operands)
 
 
 def _backward(
@@ -85,8 +88,10 @@ class _Fused(torch.autograd.Function):
             x, weight, bias, residual if kept == "residual" else None, given_mean, given_var,
             y if kept == "y" else None, mean, var,
         )  # fmt: skip
-        ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
+        if not problem.told:
+            return y
+        ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.cpu import fresh
-from normscope.kernels.cpu.pool import launch, missing, words
+from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _BATCH, _SAMPLE, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "S"))
 _ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu")
-_LARGE = 1 << 22  # bytes of an output that is written past the caches
 _PANEL = 1 << 18  # numbers of a panel of rows
 _RUN, _TASKS = 1024, 16  # numbers of a run at least, unless that left fewer tasks
+_MANY = 64  # tasks, so that no two threads write statistics that lie side by side
 _LANES = 64  # a multiple of those of compiled/lanes.py, which only a machine with Numba can import
 
 
@@ -91,7 +91,6 @@ def made(problem: Problem, operands: Operands, y: Tensor) -> Made:
         _settle(packed, form, panels, False)
         launch(_kernel("columns", "mapped", half, kind, added, False), packed, panels)
     else:
-        packed[2] = form.samples
         launch(_kernel("samples", "forward", half, kind, added), packed, form.samples)
     if problem.given:
         mean, var = mean.new_empty(0), mean.new_empty(0)
@@ -112,9 +111,10 @@ def differentiated(
     kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
     packed, kept = _packed(problem, form, operands, mean, var)
     dx, dr = fresh.like(x), fresh.like(x) if way > 0 else None
-    of_affine = torch.empty(2, 1 if form.rows and form.batch else form.samples, form.channels, dtype=torch.float64)
+    parts = room(2 * form.samples * form.channels, dtype=torch.float64)
+    of_affine = affine(form.channels, operands[1:3], packed)
     packed[11], packed[17], packed[29] = dx.data_ptr(), grad.data_ptr(), _past(form, dx)
-    packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
+    packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * form.samples * form.channels
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     if not form.rows:
         launch(_kernel("runs", "backward", half, kind, way), packed, _gathered(packed, form))
@@ -125,14 +125,8 @@ def differentiated(
         _settle(packed, form, panels, True, way < 0)
         launch(_kernel("columns", "mapped", half, kind, way, True), packed, panels)
     else:
-        packed[2] = form.samples
         launch(_kernel("samples", "backward", half, kind, way), packed, form.samples)
-    dw, db = of_affine.sum(1)
-    return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
-
-
-def _as(value: Tensor, like: Tensor | None) -> Tensor | None:
-    return None if like is None else value.to(like.dtype)
+    return Gradients(dx, *of_affine(), dr)
 
 
 def _count(form: _Form) -> int:
@@ -143,16 +137,15 @@ def _count(form: _Form) -> int:
 def _statistics(form: _Form, operands: Operands) -> tuple[Tensor, Tensor]:
     if operands.mean is not None and operands.var is not None:
         return operands.mean.double(), operands.var.double()
-    return torch.empty(_count(form), dtype=torch.float64), torch.empty(_count(form), dtype=torch.float64)
+    return room(_count(form), dtype=torch.float64), room(_count(form), dtype=torch.float64)
 
 
 def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
     """The words that every kernel reads, and the tensors behind them, which must live as long."""
-    weight = torch.ones(form.channels) if operands.weight is None else operands.weight.detach().float().contiguous()
-    bias = torch.zeros(form.channels) if operands.bias is None else operands.bias.detach().float().contiguous()
+    weight, bias = plain(operands.weight, form.channels, 1.0), plain(operands.bias, form.channels, 0.0)
     packed = words(
         {
-            2: _count(form),
+            2: form.samples,
             3: form.samples,
             4: form.channels,
             5: form.positions,
@@ -176,8 +169,8 @@ def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
     fold = _LANES // math.gcd(form.channels, _LANES)
     panel = max(1, _PANEL // (form.channels * fold)) * fold
     panels = -(-rows // panel)
-    found = torch.empty(panels, 3, form.channels, dtype=torch.float64)
-    numbers = torch.empty(5, form.channels)
+    found = room(panels, 3, form.channels, dtype=torch.float64)
+    numbers = room(5, form.channels, dtype=torch.float32)
     kept += [found, numbers]
     packed[2], packed[27], packed[28] = panels, panels, panel
     packed[21], packed[22] = found.data_ptr(), numbers.data_ptr()
@@ -197,16 +190,16 @@ def _gathered(packed: Any, form: _Form) -> int:
     statistics = _count(form)
     length = form.positions * (1 if form.batch else form.channels // form.groups)
     together = max(1, min(_RUN // length, statistics // _TASKS))
-    packed[30] = together
-    packed[2] = -(-statistics // together)
-    return int(packed[2])
+    share = max(1, statistics // (_MANY * together)) * together
+    packed[28], packed[30], packed[2] = share, together, -(-statistics // share)
+    return packed[2]
 
 
 def _past(form: _Form, y: Tensor) -> int:
     """Whether `y` is written past the caches: where it is too large for them, and its parts begin with a line."""
     size = y.element_size()
     whole = not form.rows or form.batch or form.positions * form.channels * size % 64 == 0
-    return int(whole and y.data_ptr() % 64 == 0 and y.numel() * size >= _LARGE)
+    return int(whole and past(y))
 
 
 @functools.cache

@@ -9,16 +9,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from array import array
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 WORDS = 40  # as in compiled/machine.py, which only a machine with Numba can import
 OWN = 1  # the word that holds the address of the words
+_LINE, _LARGE = 64, 1 << 22  # bytes
+DONE = WORDS - 1  # the word where tasks that are done are counted
+room = functools.partial(torch.empty, device="cpu")  # whatever the user's default is
 
 
 def missing() -> str | None:
@@ -52,19 +56,39 @@ def _parallel() -> Callable[..., None] | None:
     return None
 
 
+def plain(values: Tensor | None, size: int, missing: float) -> Tensor:
+    """One float32 a channel, side by side: these, or `missing`."""
+    if values is None:
+        return torch.full((size,), missing, dtype=torch.float32, device="cpu")
+    whole = values.dtype is torch.float32 and values.is_contiguous()
+    return values if whole else values.detach().float().contiguous()
+
+
+def past(*written: Tensor) -> bool:
+    """Whether these are written past the caches: where they are too large for them, and begin with a line."""
+    return all(y.data_ptr() % _LINE == 0 and y.numel() * y.element_size() >= _LARGE for y in written)
+
+
+def affine(channels: int, like: tuple[Tensor | None, Tensor | None], packed: Any) -> Callable[[], Any]:
+    """Room for the gradients of weight and bias, told to a kernel; afterwards they are asked for, in their dtypes."""
+    made = [room(channels, dtype=torch.float32) for _ in like]
+    packed[31], packed[32] = made[0].data_ptr(), made[1].data_ptr()
+    return lambda: [None if one is None else of.to(one.dtype) for one, of in zip(like, made)]
+
+
 def words(values: dict[int, int], eps: float = 0.0) -> Any:
     """The argument of a kernel: 64-bit words by their number, eps among them."""
-    packed = np.zeros(WORDS, np.int64)
+    packed = array("q", bytes(8 * WORDS))
     for number, value in values.items():
         packed[number] = value
     packed[9] = struct.unpack("q", struct.pack("d", eps))[0]
-    packed[OWN] = packed.ctypes.data
+    packed[OWN] = packed.buffer_info()[0]
     return packed
 
 
 def launch(kernel: Any, packed: Any, tasks: int) -> None:
     """Run the tasks of `kernel` on as many threads as torch uses, and wait for them."""
-    packed[0] = 0
+    packed[0] = packed[DONE] = 0
     parallel = _parallel()
     assert parallel is not None
-    parallel(kernel.address, int(packed[OWN]), max(1, min(torch.get_num_threads(), tasks)), 0)
+    parallel(kernel.address, packed[OWN], max(1, min(torch.get_num_threads(), tasks)), 0)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.cpu import fresh
-from normscope.kernels.cpu.pool import launch, missing, words
+from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu", "gelu_tanh")  # by their numbers in compiled/activations.py
 _EPS = torch.finfo(torch.float32).eps  # None asks for that of the dtype in which statistics are taken
-_TASKS = 64  # panels of rows, whatever the number of threads: sums are the same on every machine
+_TASKS, _PANEL = 64, 16  # panels, and rows of one at least: no sum depends on the number of threads
 
 
 def _supports(problem: Problem) -> str | None:
@@ -55,13 +55,12 @@ def _is_rows(problem: Problem) -> bool:
 def _forward(problem: Problem, operands: Operands) -> Made:
     x, residual = operands.x, operands.residual
     rows = x.numel() // problem.channels
-    y, (mean, var) = fresh.like(x), torch.empty(2, rows, dtype=torch.float64)
+    y, mean, var = fresh.like(x), *(room(rows, dtype=torch.float64) for _ in range(2))
     packed, kept = _packed(problem, operands, rows, mean, var)
-    packed[11], packed[16] = y.data_ptr(), 0 if residual is None else residual.data_ptr()
+    packed[11], packed[29] = y.data_ptr(), past(y) and _is_lines(problem)
+    packed[16] = 0 if residual is None else residual.data_ptr()
     half = x.dtype is torch.bfloat16
-    launch(
-        _rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, int(packed[2])
-    )
+    launch(_rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, packed[2])
     del kept
     return Made(y, mean, var)
 
@@ -71,35 +70,38 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
     packed, kept = _packed(problem, operands, x.numel() // problem.channels, made.mean, made.var)
     dx, dr = fresh.like(x), fresh.like(x) if way else None
-    of_affine = torch.empty(2, int(packed[2]), problem.channels, dtype=torch.float64)
+    parts = room(2, packed[2] * problem.channels, dtype=torch.float64)
+    of_affine = affine(problem.channels, operands[1:3], packed)
     more = y if way == 1 else operands.residual if way == 2 else None
     packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
-    packed[18], packed[19] = of_affine[0].data_ptr(), of_affine[1].data_ptr()
+    packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * packed[2] * problem.channels
+    packed[29] = past(*(made for made in (dx, dr) if made is not None)) and _is_lines(problem)
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     half = x.dtype is torch.bfloat16
-    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, int(packed[2]))
+    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, packed[2])
     del kept
-    dw, db = of_affine.sum(1)
-    return Gradients(dx, _as(dw, operands.weight), _as(db, operands.bias), dr)
+    return Gradients(dx, *of_affine(), dr)
 
 
-def _as(value: Tensor, like: Tensor | None) -> Tensor | None:
-    return None if like is None else value.to(like.dtype)
+def _is_lines(problem: Problem) -> bool:
+    """Whether every row begins with a line of memory, if the first one does."""
+    return problem.channels * problem.dtype.itemsize % 64 == 0
 
 
 def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
     """The words that the kernels read, and the tensors behind them, which must live as long."""
     channels = problem.channels
-    weight = torch.ones(channels) if operands.weight is None else operands.weight.detach().float().contiguous()
+    weight, bias = plain(operands.weight, channels, 1.0), plain(operands.bias, channels, 0.0)
     weight = weight + problem.spec.weight_offset if problem.spec.weight_offset else weight
-    bias = torch.zeros(channels) if operands.bias is None else operands.bias.detach().float().contiguous()
-    panel = -(-rows // _TASKS)
+    panel = max(_PANEL, -(-rows // _TASKS))
     packed = words(
         {
             2: -(-rows // panel),
             3: rows,
             4: channels,
-            5: panel,
+            5: 1,
+            6: 1,
+            28: panel,
             10: operands.x.data_ptr(),
             12: weight.data_ptr(),
             13: bias.data_ptr(),

@@ -97,7 +97,7 @@ def settled(back: bool, restored: bool) -> Any:
                         plain += found[k, 0, c]
                         moved += found[k, 1, c]
                     moved = (moved * back_to_x - low * plain) * rstd
-                    o.of_bias[c], o.of_weight[c] = plain, moved
+                    o.db[c], o.dw[c] = plain, moved
                     g = o.weight[c] if measured else 0.0
                     into[3, c] = np.float32(-rstd * rstd * g * moved / rows * back_to_x)
                     into[4, c] = np.float32((-rstd * plain + rstd * rstd * low * moved) * g / rows)

@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from normscope.kernels.cpu.compiled.machine import LINE, as_float
+from normscope.kernels.cpu.compiled.machine import LINE, as_float, inlined
 
 _FEATURES = binding.get_host_cpu_features()
 # four of the machine's vectors: three sums of so many numbers and what is read stay in its registers
@@ -212,10 +212,16 @@ def _widened(builder: Any, value: Any) -> Any:
 
 def _rounded(builder: Any, value: Any) -> Any:
     """As bfloat16, to nearest even; NaN stays."""
-    bits = builder.bitcast(value, INTEGERS)
-    odd = builder.and_(builder.lshr(bits, each(16)), each(1))
-    near = builder.lshr(builder.add(builder.add(bits, each(0x7FFF)), odd), each(16))
-    return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), each(0x7FC0), near), _HALF)
+    words = builder.bitcast(value, ir.VectorType(ir.IntType(16), 2 * LANES))
+    low, high = (
+        builder.shuffle_vector(words, words, ir.Constant(ir.VectorType(_PLACE, LANES), list(range(at, 2 * LANES, 2))))
+        for at in (0, 1)
+    )
+    # more than half of the last place, or half of it behind an odd one
+    one, half, nan = (ir.Constant(_HALF, [number] * LANES) for number in (1, 0x8000, 0x7FC0))
+    up = builder.icmp_unsigned(">", builder.or_(low, builder.and_(high, one)), half)
+    near = builder.add(high, builder.zext(up, _HALF))
+    return builder.select(builder.fcmp_unordered("uno", value, value), nan, near)
 
 
 @intrinsic
@@ -310,16 +316,35 @@ def stream(context: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.int64, NUMBERS), code
 
 
+@inlined
+def load(array: Any, index: Any, which: Any, part: bool) -> Any:
+    """`lanes`, or of a part `some`."""
+    return some(array, index, which) if part else lanes(array, index)
+
+
+@inlined
+def store(array: Any, index: Any, value: Any, past: bool) -> None:
+    """`put`, or `stream` with `past`."""
+    if past:
+        stream(array, index, value)
+    else:
+        put(array, index, value)
+
+
 @intrinsic
-def touch(context: Any, array: Any, index: Any) -> Any:
-    """Read the lines of the lanes at `index` into the cache: unlike a prefetch, this is what prefetchers learn from."""
+def fetch(context: Any, array: Any, index: Any) -> Any:
+    """Ask for the lines of the lanes at `index`, which need not be there, into the second cache.
+
+    Into the first one it would wait for the same few buffers as loads do.
+    """
     size = 2 if _is_half(array) else 4
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _at(context, builder, signature.args[0], *args, ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [place.type, *(ir.IntType(32),) * 3])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         for line in range(0, LANES * size, LINE):
-            # atomic, so that it is not left out for want of a use; in machine code a load like any other
-            builder.load_atomic(builder.gep(place, [_PLACE(line)]), "monotonic", 1)
+            builder.call(function, [builder.gep(place, [_PLACE(line)]), *map(ir.IntType(32), (0, 2, 1))])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), code

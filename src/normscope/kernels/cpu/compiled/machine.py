@@ -59,6 +59,17 @@ def take(context: Any, address: Any) -> Any:
 
 
 @intrinsic
+def finish(context: Any, address: Any) -> Any:
+    """Count a task as done in the last of the words at `address`; how many are. The last sees what all wrote."""
+
+    def code(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        counter = builder.inttoptr(builder.add(args[0], _WORD(8 * (WORDS - 1))), _WORD.as_pointer())
+        return builder.add(builder.atomic_rmw("add", counter, _WORD(1), "acq_rel"), _WORD(1))
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
 def as_float(context: Any, bits: Any) -> Any:
     """The float32 of these bits."""
     return types.float32(types.uint32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())

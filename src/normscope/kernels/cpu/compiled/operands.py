@@ -31,9 +31,11 @@ class Operands(NamedTuple):
         var: σ², one a statistic.
         more: the residual, or the output that was kept.
         dy: the gradient of the output.
-        of_weight: the gradient of g, one a channel, or one a sample and a channel.
-        of_bias: that of b.
+        of_weight: the share in the gradient of g of each sample or task, (…, channels).
+        of_bias: that in the gradient of b.
         dr: the gradient of the residual.
+        dw: the gradient of g, (channels,).
+        db: that of b.
     """
 
     own: Any
@@ -54,6 +56,8 @@ class Operands(NamedTuple):
     of_weight: Any
     of_bias: Any
     dr: Any
+    dw: Any
+    db: Any
 
 
 @jit
@@ -81,5 +85,17 @@ def unpacked(p: Any, dtype: Any) -> Any:
         numbers(word, 14, each, np.float64), numbers(word, 15, each, np.float64),
         numbers(word, 16, every, dtype), numbers(word, 17, every, dtype),
         numbers(word, 18, each, np.float64), numbers(word, 19, each, np.float64),
-        numbers(word, 20, every, dtype),
+        numbers(word, 20, every, dtype), numbers(word, 31, channels, np.float32),
+        numbers(word, 32, channels, np.float32),
     )  # fmt: skip
+
+
+@jit
+def gather(o: Any, parts: int) -> None:
+    """Write the gradients of g and b, of which there are so many parts."""
+    for k in range(1, parts):
+        for c in range(o.channels):
+            o.of_weight[c] += o.of_weight[k * o.channels + c]
+            o.of_bias[c] += o.of_bias[k * o.channels + c]
+    for c in range(o.channels):
+        o.dw[c], o.db[c] = o.of_weight[c], o.of_bias[c]

@@ -2,7 +2,7 @@
 
 Memory is fast only where it is read in order, which is what prefetchers follow; sums over rows are fast only in
 registers, which hold few columns. So a panel is summed in tiles of rows that fit the first cache, some columns at a
-time, and meanwhile the next tile is touched in order.
+time, and meanwhile the next tile is fetched in order.
 
 The width of a row is a multiple of `LANES`; `numbers` of x, scale… are float32, one a column.
 """
@@ -17,18 +17,12 @@ from typing import Any
 import numpy as np
 
 from normscope.kernels.cpu.compiled.activations import activated, inverse, through
-from normscope.kernels.cpu.compiled.lanes import LANES, lanes, once, put, stream, touch
-from normscope.kernels.cpu.compiled.machine import inlined, jit
+from normscope.kernels.cpu.compiled.lanes import LANES, fetch, lanes, once, put, store
+from normscope.kernels.cpu.compiled.machine import jit
 
 ROWS = 64  # rows whose sums are kept in float32
 TILE = 8192  # bytes of a tile
 NONE = np.float32(0)
-
-
-@inlined
-def _touched(x: Any, index: int) -> None:
-    """Fetch the lanes at `index`, or the last ones of `x`."""
-    touch(x, min(index, len(x) - LANES))
 
 
 @jit
@@ -51,7 +45,7 @@ def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, par
                 there = here + count * width + i * count
                 p, a, b = lanes(pivot, i), lanes(part, i), lanes(square, i)
                 for r in range(count):
-                    _touched(x, there + r * LANES)
+                    fetch(x, there + r * LANES)
                     d = lanes(x, here + r * width + i) - p
                     a += d
                     b += d * d
@@ -85,8 +79,8 @@ def sums(
                 h, a, b = lanes(high, i), lanes(part, i), lanes(product, i)
                 g, s = lanes(scale, i), lanes(shift, i)
                 for r in range(count):
-                    _touched(x, there + r * LANES)
-                    _touched(dy, there + r * LANES)
+                    fetch(x, there + r * LANES)
+                    fetch(dy, there + r * LANES)
                     place = here + r * width + i
                     u = lanes(x, place)
                     if kept < 0:
@@ -94,7 +88,7 @@ def sums(
                     d = u - h
                     dz = lanes(dy, place)
                     if kept > 0:
-                        _touched(more, there + r * LANES)
+                        fetch(more, there + r * LANES)
                         z = lanes(more, place)
                         if kept == 2:
                             z += d * g + s
@@ -124,10 +118,7 @@ def write(
             if added:
                 z += lanes(more, here + i)
             z = activated(activation, z)
-            if past:
-                stream(y, here + i, z)
-            else:
-                put(y, here + i, z)
+            store(y, here + i, z, past)
 
 
 @jit
@@ -148,10 +139,7 @@ def write_back(
             if activation:
                 dz = through(activation, u if restored else d * g + lanes(shift, i), dz)
             value = g * dz + (lanes(toward, i) * d + lanes(offset, i))
-            if past:
-                stream(dx, here + i, value)
-            else:
-                put(dx, here + i, value)
+            store(dx, here + i, value, past)
 
 
 @jit

@@ -8,32 +8,55 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from normscope.kernels.cpu.compiled.activations import activated, through
-from normscope.kernels.cpu.compiled.loops import BLOCK, NONE, apart, mean, read, spread, write
-from normscope.kernels.cpu.compiled.machine import WORDS, inlined, kernel, take
-from normscope.kernels.cpu.compiled.operands import numbers, words
+from normscope.kernels.cpu.compiled.lanes import LANES, load, put_some, spread, store, total, where, within
+from normscope.kernels.cpu.compiled.machine import finish, inlined, jit, kernel, take
+from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
+from normscope.kernels.cpu.compiled.runs import look
 
 ROWS = 32  # rows whose sums for the affine part are kept in float32
+BLOCK = 4096  # numbers whose sums are kept in float32
+NONE = np.float32(0)
 
 
 @inlined
-def _normal(xs: Any, i: int, high: Any, rstd: Any, offset: Any, rms: bool) -> Any:
-    return read(xs, i) * rstd if rms else (read(xs, i) - high) * rstd - offset
+def _normal(x: Any, i: int, which: Any, part: bool, high: Any, rstd: Any, offset: Any, rms: bool) -> Any:
+    value = load(x, i, which, part)
+    return value * rstd if rms else (value - high) * rstd - offset
 
 
 @inlined
-def _write(
-    xs: Any, ys: Any, more: Any, weight: Any, bias: Any, high: Any, rstd: Any, offset: Any, activation: int,
-    added: bool, rms: bool,
+def _put(x: Any, i: int, value: Any, which: Any, part: bool, past: bool) -> None:
+    if part:
+        put_some(x, i, value, which)
+    else:
+        store(x, i, value, past)
+
+
+@inlined
+def _output(
+    o: Any, at: int, i: int, which: Any, part: bool, high: Any, rstd: Any, offset: Any, activation: int, added: bool,
+    rms: bool, past: bool,
 ) -> None:  # fmt: skip
-    apart()
-    for i in range(len(xs)):
-        z = _normal(xs, i, high, rstd, offset, rms) * read(weight, i) + read(bias, i)
-        if added:
-            z += read(more, i)
-        write(ys, i, activated(activation, z))
+    """Write the numbers from column `i` on of the row that begins at `at`."""
+    z = _normal(o.x, at + i, which, part, high, rstd, offset, rms) * load(o.weight, i, which, part)
+    z += load(o.bias, i, which, part)
+    if added:
+        z += load(o.more, at + i, which, part)
+    _put(o.y, at + i, activated(activation, z), which, part, past)
+
+
+@jit
+def _write(
+    o: Any, at: int, high: Any, rstd: Any, offset: Any, activation: int, added: bool, rms: bool, past: bool
+) -> None:
+    for i in range(0, o.channels, LANES):
+        which = within(0, o.channels - i)
+        if i + LANES > o.channels:
+            _output(o, at, i, which, True, high, rstd, offset, activation, added, rms, past)
+        else:
+            _output(o, at, i, which, False, high, rstd, offset, activation, added, rms, past)
 
 
 def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
@@ -41,85 +64,118 @@ def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
-        word, real = words(p), carray(p, (WORDS,), np.float64)
-        own, tasks, rows, channels, panel, eps = word[1], word[2], word[3], word[4], word[5], real[9]
-        every = rows * channels
-        x, y = numbers(word, 10, every, dtype), numbers(word, 11, every, dtype)
-        weight, bias = numbers(word, 12, channels, np.float32), numbers(word, 13, channels, np.float32)
-        means, variances = numbers(word, 14, rows, np.float64), numbers(word, 15, rows, np.float64)
-        more = numbers(word, 16, every if added else 1, dtype)
+        o, word = unpacked(p, dtype), words(p)
+        panel, past, channels = word[28], word[29] != 0, o.channels
+        few = min(channels, max(channels // 4, LANES))
         while True:
-            t = take(own)
-            if t >= tasks:
+            t = take(o.own)
+            if t >= o.tasks:
                 break
-            for row in range(t * panel, min(rows, (t + 1) * panel)):
-                first, last = row * channels, (row + 1) * channels
-                xs = x[first:last]
-                high = NONE if rms else np.float32(mean(xs))
-                linear, square = spread(xs, high)
-                means[row] = high + linear
-                variances[row] = square if rms else square - linear * linear
-                rstd = 1.0 / math.sqrt(variances[row] + eps)
-                _write(
-                    xs, y[first:last], more[first:last] if added else more, weight, bias, high, np.float32(rstd),
-                    np.float32(linear * rstd), activation, added, rms,
-                )  # fmt: skip
+            for row in range(t * panel, min(o.samples, (t + 1) * panel)):
+                at = row * channels
+                high = NONE
+                if not rms:
+                    ones, _ = look(o.x, at, few, NONE, 0)
+                    high = np.float32(ones / few)
+                ones, squares = look(o.x, at, channels, high, 0)
+                linear, square = ones / channels, squares / channels
+                o.mean[row] = high + linear
+                o.var[row] = square if rms else square - linear * linear
+                rstd = 1.0 / math.sqrt(o.var[row] + o.eps)
+                _write(o, at, high, np.float32(rstd), np.float32(linear * rstd), activation, added, rms, past)
 
     return kernel(run)
 
 
 @inlined
 def _gathered(
-    xs: Any, dys: Any, ms: Any, drs: Any, dz: Any, weight: Any, bias: Any, of_weight: Any, of_bias: Any, high: Any,
-    rstd: Any, offset: Any, activation: int, kept: int, rms: bool,
+    o: Any, dz: Any, of_weight: Any, of_bias: Any, at: int, i: int, which: Any, part: bool, high: Any, rstd: Any,
+    offset: Any, activation: int, kept: int, rms: bool, past: bool,
 ) -> Any:  # fmt: skip
-    """Add a row's share in the gradients of weight and bias; the means of g·dz, and of it times x̂.
+    """Add the share of some columns in the gradients of weight and bias; g·dz there, and it times x̂.
 
-    dz is the gradient of what the activation was given: it goes to `drs` with `kept`, and g·dz to `dz`.
+    dz is the gradient of what the activation was given: it goes to `o.dr` with `kept`, and g·dz to `dz`.
     """
-    apart()
+    normal, d = _normal(o.x, at + i, which, part, high, rstd, offset, rms), load(o.dy, at + i, which, part)
+    if activation:
+        if kept == 1:
+            z = load(o.more, at + i, which, part)
+        else:
+            z = normal * load(o.weight, i, which, part) + load(o.bias, i, which, part)
+        if kept == 2:
+            z += load(o.more, at + i, which, part)
+        d = through(activation, z, d)
+    if kept:
+        _put(o.dr, at + i, d, which, part, past)
+    _put(of_bias, i, load(of_bias, i, which, part) + d, which, part, False)
+    _put(of_weight, i, load(of_weight, i, which, part) + d * normal, which, part, False)
+    d *= load(o.weight, i, which, part)
+    if activation:
+        _put(dz, i, d, which, part, False)
+    return d, d * normal
+
+
+@jit
+def _gather(
+    o: Any, dz: Any, of_weight: Any, of_bias: Any, at: int, high: Any, rstd: Any, offset: Any, activation: int,
+    kept: int, rms: bool, past: bool,
+) -> Any:  # fmt: skip
+    """`_gathered` of a row; the means of g·dz, and of it times x̂."""
     plain, along = 0.0, 0.0
-    for start in range(0, len(xs), BLOCK):
-        a, b = NONE, NONE
-        for i in range(start, min(start + BLOCK, len(xs))):
-            normal, d = _normal(xs, i, high, rstd, offset, rms), read(dys, i)
-            if activation:
-                z = read(ms, i) if kept == 1 else normal * read(weight, i) + read(bias, i)
-                if kept == 2:
-                    z += read(ms, i)
-                d = through(activation, z, d)
-            if kept:
-                write(drs, i, d)
-            write(of_bias, i, read(of_bias, i) + d)
-            write(of_weight, i, read(of_weight, i) + d * normal)
-            d *= read(weight, i)
-            if activation:
-                write(dz, i, d)
+    for start in range(0, o.channels, BLOCK):
+        a, b = spread(NONE), spread(NONE)
+        for i in range(start, min(start + BLOCK, o.channels), LANES):
+            which = within(0, o.channels - i)
+            if i + LANES > o.channels:
+                d, moved = _gathered(
+                    o, dz, of_weight, of_bias, at, i, which, True, high, rstd, offset, activation, kept, rms, past
+                )
+                d, moved = where(which, d, NONE), where(which, moved, NONE)
+            else:
+                d, moved = _gathered(
+                    o, dz, of_weight, of_bias, at, i, which, False, high, rstd, offset, activation, kept, rms, past
+                )
             a += d
-            b += d * normal
-        plain += a
-        along += b
-    return plain / len(xs), along / len(xs)
+            b += moved
+        plain += total(a)
+        along += total(b)
+    return np.float32(plain / o.channels), np.float32(along / o.channels)
 
 
 @inlined
-def _write_back(
-    xs: Any, dys: Any, dz: Any, dxs: Any, weight: Any, high: Any, rstd: Any, offset: Any, plain: Any, along: Any,
-    activation: int, rms: bool,
+def _returned(
+    o: Any, dz: Any, at: int, i: int, which: Any, part: bool, high: Any, rstd: Any, offset: Any, plain: Any,
+    along: Any, activation: int, rms: bool, past: bool,
 ) -> None:  # fmt: skip
-    apart()
-    for i in range(len(xs)):
-        d = read(dz, i) if activation else read(dys, i) * read(weight, i)
-        if not rms:
-            d -= plain
-        write(dxs, i, rstd * (d - _normal(xs, i, high, rstd, offset, rms) * along))
+    """Write the gradient of the input from column `i` on."""
+    if activation:
+        d = load(dz, i, which, part)
+    else:
+        d = load(o.dy, at + i, which, part) * load(o.weight, i, which, part)
+    if not rms:
+        d -= plain
+    d -= _normal(o.x, at + i, which, part, high, rstd, offset, rms) * along
+    _put(o.y, at + i, d * rstd, which, part, past)
 
 
-@inlined
-def _add(total: Any, part: Any) -> None:
-    """Add the float32 `part` to the float64 `total`, and begin it anew."""
-    for i in range(len(total)):
-        total[i] += np.float64(part[i])
+@jit
+def _write_back(
+    o: Any, dz: Any, at: int, high: Any, rstd: Any, offset: Any, plain: Any, along: Any, activation: int, rms: bool,
+    past: bool,
+) -> None:  # fmt: skip
+    for i in range(0, o.channels, LANES):
+        which = within(0, o.channels - i)
+        if i + LANES > o.channels:
+            _returned(o, dz, at, i, which, True, high, rstd, offset, plain, along, activation, rms, past)
+        else:
+            _returned(o, dz, at, i, which, False, high, rstd, offset, plain, along, activation, rms, past)
+
+
+@jit
+def _add(total: Any, at: int, part: Any) -> None:
+    """Add the float32 `part` to the float64 `total` from `at` on, and begin it anew."""
+    for i in range(len(part)):
+        total[at + i] += np.float64(part[i])
         part[i] = NONE
 
 
@@ -128,43 +184,35 @@ def backward(half: bool, activation: int, kept: int, rms: bool) -> Any:
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
-        word, real = words(p), carray(p, (WORDS,), np.float64)
-        own, tasks, rows, channels, panel, eps = word[1], word[2], word[3], word[4], word[5], real[9]
-        every = rows * channels
-        x, dx, dy = (
-            numbers(word, 10, every, dtype),
-            numbers(word, 11, every, dtype),
-            numbers(word, 17, every, dtype),
+        o, word = unpacked(p, dtype), words(p)
+        panel, past, channels = word[28], word[29] != 0, o.channels
+        dz, of_weight, of_bias = (
+            np.zeros(channels, np.float32),
+            np.zeros(channels, np.float32),
+            np.zeros(channels, np.float32),
         )
-        weight, bias = numbers(word, 12, channels, np.float32), numbers(word, 13, channels, np.float32)
-        means, variances = numbers(word, 14, rows, np.float64), numbers(word, 15, rows, np.float64)
-        dw, db = numbers(word, 18, tasks * channels, np.float64), numbers(word, 19, tasks * channels, np.float64)
-        more, dr = numbers(word, 16, every if kept else 1, dtype), numbers(word, 20, every if kept else 1, dtype)
-        dz, of_weight, of_bias = np.zeros((3, channels), np.float32)
         while True:
-            t = take(own)
-            if t >= tasks:
+            t = take(o.own)
+            if t >= o.tasks:
                 break
-            dws, dbs = dw[t * channels : (t + 1) * channels], db[t * channels : (t + 1) * channels]
-            dws[:] = 0.0
-            dbs[:] = 0.0
-            for begin in range(t * panel, min(rows, (t + 1) * panel), ROWS):
-                for row in range(begin, min(rows, (t + 1) * panel, begin + ROWS)):
-                    first, last = row * channels, (row + 1) * channels
-                    high = NONE if rms else np.float32(means[row])
-                    rstd = 1.0 / math.sqrt(variances[row] + eps)
-                    offset = np.float32((means[row] - high) * rstd)  # what float32 cannot hold of μ
+            own = t * channels
+            o.of_weight[own : own + channels] = 0.0
+            o.of_bias[own : own + channels] = 0.0
+            end = min(o.samples, (t + 1) * panel)
+            for begin in range(t * panel, end, ROWS):
+                for row in range(begin, min(end, begin + ROWS)):
+                    at = row * channels
+                    high = NONE if rms else np.float32(o.mean[row])
+                    rstd = 1.0 / math.sqrt(o.var[row] + o.eps)
+                    offset = np.float32((o.mean[row] - high) * rstd)  # what float32 cannot hold of μ
                     inverse = np.float32(rstd)
-                    xs, dys = x[first:last], dy[first:last]
-                    plain, along = _gathered(
-                        xs, dys, more[first:last] if kept else more, dr[first:last] if kept else dr, dz, weight, bias,
-                        of_weight, of_bias, high, inverse, offset, activation, kept, rms,
-                    )  # fmt: skip
-                    _write_back(
-                        xs, dys, dz, dx[first:last], weight, high, inverse, offset, np.float32(plain),
-                        np.float32(along), activation, rms,
-                    )  # fmt: skip
-                _add(dws, of_weight)
-                _add(dbs, of_bias)
+                    plain, along = _gather(
+                        o, dz, of_weight, of_bias, at, high, inverse, offset, activation, kept, rms, past
+                    )
+                    _write_back(o, dz, at, high, inverse, offset, plain, along, activation, rms, past)
+                _add(o.of_weight, own, of_weight)
+                _add(o.of_bias, own, of_bias)
+            if finish(o.own) == o.tasks:
+                gather(o, o.tasks)
 
     return kernel(run)

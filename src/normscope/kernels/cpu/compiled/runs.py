@@ -16,30 +16,32 @@ import numpy as np
 from normscope.kernels.cpu.compiled.activations import activated, inverse, through
 from normscope.kernels.cpu.compiled.lanes import (
     LANES,
+    fetch,
     lanes,
+    load,
     once,
     put,
     put_some,
     some,
     spread,
-    stream,
+    store,
     total,
-    touch,
     where,
     within,
 )
-from normscope.kernels.cpu.compiled.machine import LINE, inlined, jit, kernel, merge, take
-from normscope.kernels.cpu.compiled.operands import unpacked, words
+from normscope.kernels.cpu.compiled.machine import LINE, finish, inlined, jit, kernel, merge, take
+from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
 from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 BLOCK = 4096  # numbers whose sums are kept in float32
 FEW = 1024  # numbers whose mean the others are measured from
+NEAR = 1 << 17  # numbers of a task while the next one is fetched
 OFTEN = 16384  # numbers after which they are measured from a newer mean
 NONE = np.float32(0)
 
 
 @jit
-def _look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
+def look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
     """Σd and Σd² of a run, where d = x − pivot; what lies `ahead` is fetched."""
     once()
     ones, squares = 0.0, 0.0
@@ -49,7 +51,7 @@ def _look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
         whole = first + (last - first) // LANES * LANES
         for i in range(first, whole, LANES):
             if ahead:
-                touch(x, min(i + ahead, len(x) - LANES))
+                fetch(x, i + ahead)
             d = lanes(x, i) - pivot
             a += d
             b += d * d
@@ -66,16 +68,16 @@ def _look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
 @jit
 def _measure(x: Any, base: int, stride: int, runs: int, length: int, count: int, found: Any, ahead: int) -> None:
     """(count, mean, M2) of `count` statistics of so many runs, which lie side by side, into `found`."""
-    few = min(length, FEW)
+    few = min(length, FEW, max(length // 4, LANES))
     found[:] = 0.0
     for k in range(count):
-        ones, _ = _look(x, base + k * length, few, NONE, 0)
+        ones, _ = look(x, base + k * length, few, NONE, 0)
         found[3, k] = ones / few  # what the others are measured from
     held = 0
     for r in range(runs):
         held += length
         for k in range(count):
-            ones, squares = _look(x, base + r * stride + k * length, length, np.float32(found[3, k]), ahead)
+            ones, squares = look(x, base + r * stride + k * length, length, np.float32(found[3, k]), ahead)
             found[4, k] += ones
             found[5, k] += squares
         if held >= OFTEN or r == runs - 1:
@@ -89,22 +91,38 @@ def _measure(x: Any, base: int, stride: int, runs: int, length: int, count: int,
             held = 0
 
 
+@jit
+def _after(o: Any, first: int, together: int, share: int) -> int:
+    """The next statistic for this thread: behind those from `first` on, or where another task begins."""
+    after = first + together
+    return after if after % share else take(o.own) * share
+
+
+@jit
+def _onward(distance: int, left: int, looked_at: int) -> int:
+    """How far on numbers lie that are fetched; 0 where nothing is `left`, or no room beside those `looked_at`."""
+    return distance if left > 0 and looked_at <= NEAR else 0
+
+
 @inlined
 def _normal(
     x: Any, more: Any, i: int, which: Any, part: bool, high: Any, scale: Any, shift: Any, activation: int, added: int
 ) -> Any:
-    z = ((some(x, i, which) if part else lanes(x, i)) - high) * scale + shift
+    z = (load(x, i, which, part) - high) * scale + shift
     if added:
-        z += some(more, i, which) if part else lanes(more, i)
+        z += load(more, i, which, part)
     return activated(activation, z)
 
 
 @jit
 def _write(
     x: Any, y: Any, more: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int, added: int,
-    line: int,
+    line: int, ahead: int,
 ) -> None:  # fmt: skip
-    """A run of the output; past the caches from the first whole line on, where `line` is the numbers of one, not 0."""
+    """A run of the output; past the caches from the first whole line on, where `line` is the numbers of one, not 0.
+
+    Meanwhile what lies `ahead` is fetched.
+    """
     end, i = at + length, at
     head = min(-at % line, length) if line else 0
     nothing = within(0, 0)
@@ -114,11 +132,12 @@ def _write(
         i += head
     whole = i + (end - i) // LANES * LANES
     for j in range(i, whole, LANES):
+        if ahead:
+            fetch(x, j + ahead)
+            if added:
+                fetch(more, j + ahead)
         z = _normal(x, more, j, nothing, False, high, scale, shift, activation, added)
-        if line:
-            stream(y, j, z)
-        else:
-            put(y, j, z)
+        store(y, j, z, line > 0)
     if whole < end:
         which = within(0, end - whole)
         put_some(y, whole, _normal(x, more, whole, which, True, high, scale, shift, activation, added), which)
@@ -131,18 +150,17 @@ def forward(half: bool, activation: int, added: int) -> Any:
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        batch, given, together = word[7], word[8], word[30]
+        batch, given, share, together = word[7], word[8], word[28], word[30]
         line = LINE // size if word[29] else 0
         inner = o.channels // o.groups
         statistics = o.channels if batch else o.samples * o.groups
         runs, length = (o.samples, o.positions) if batch else (1, inner * o.positions)
         stride = o.channels * o.positions
         found = np.empty((6, together), np.float64)
-        while True:
-            t = take(o.own)
-            if t >= o.tasks:
-                break
-            first = t * together
+        first = take(o.own) * share
+        while first < statistics:
+            after = _after(o, first, together, share)
+            onward = _onward((after - first) * length, statistics - after, together * length * runs) if batch else 0
             count = min(together, statistics - first)
             if not given:
                 ahead = stride if batch and length <= BLOCK else 0
@@ -156,7 +174,8 @@ def forward(half: bool, activation: int, added: int) -> Any:
                         c = s if batch else s % o.groups * inner + j
                         high, _, _, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
                         at = r * stride + s * length + j * o.positions
-                        _write(o.x, o.y, o.more, at, o.positions, high, scale, shift, activation, added, line)
+                        _write(o.x, o.y, o.more, at, o.positions, high, scale, shift, activation, added, line, onward)
+            first = after
 
     return kernel(run)
 
@@ -176,13 +195,13 @@ def _gradient(
     kept: int,
 ) -> Any:
     """Return x − high and dz; with `kept` −1, x is told from the output that it holds, as in `panels.sums`."""
-    u = some(x, i, which) if part else lanes(x, i)
+    u = load(x, i, which, part)
     if kept < 0:
         u = inverse(activation, u)
     d = u - high
-    dz = some(dy, i, which) if part else lanes(dy, i)
+    dz = load(dy, i, which, part)
     if kept > 0:
-        z = some(more, i, which) if part else lanes(more, i)
+        z = load(more, i, which, part)
         if kept == 2:
             z += d * scale + shift
         dz = through(activation, z, dz)
@@ -205,10 +224,10 @@ def _sums(
         whole = first + (last - first) // LANES * LANES
         for i in range(first, whole, LANES):
             if ahead:
-                touch(x, min(i + ahead, len(x) - LANES))
-                touch(dy, min(i + ahead, len(x) - LANES))
+                fetch(x, i + ahead)
+                fetch(dy, i + ahead)
                 if kept > 0:
-                    touch(more, min(i + ahead, len(x) - LANES))
+                    fetch(more, i + ahead)
             d, dz = _gradient(x, dy, more, i, nothing, False, high, scale, shift, activation, kept)
             if kept > 0:
                 put(dr, i, dz)
@@ -228,10 +247,10 @@ def _sums(
 
 @jit
 def _write_back(
-    x: Any, dy: Any, dx: Any, at: int, length: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
-    activation: int, kept: int, line: int,
+    x: Any, dy: Any, up: Any, dx: Any, at: int, length: int, high: Any, scale: Any, shift: Any, toward: Any,
+    offset: Any, activation: int, kept: int, line: int, ahead: int,
 ) -> None:  # fmt: skip
-    """A run of the gradient of the input."""
+    """A run of the gradient of the input; what lies `ahead` is fetched."""
     end, i = at + length, at
     head = min(-at % line, length) if line else 0
     nothing = within(0, 0)
@@ -242,11 +261,11 @@ def _write_back(
         i += head
     whole = i + (end - i) // LANES * LANES
     for j in range(i, whole, LANES):
+        if ahead:
+            fetch(x, j + ahead)
+            fetch(up, j + ahead)
         d, dz = _gradient(x, dy, x, j, nothing, False, high, scale, shift, activation, kept)
-        if line:
-            stream(dx, j, scale * dz + (toward * d + offset))
-        else:
-            put(dx, j, scale * dz + (toward * d + offset))
+        store(dx, j, scale * dz + (toward * d + offset), line > 0)
     if whole < end:
         which = within(0, end - whole)
         d, dz = _gradient(x, dy, x, whole, which, True, high, scale, shift, activation, kept)
@@ -264,7 +283,7 @@ def backward(half: bool, activation: int, kept: int) -> Any:
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        batch, given, together = word[7], word[8], word[30]
+        batch, given, share, together = word[7], word[8], word[28], word[30]
         line = LINE // size if word[29] else 0
         inner = 1 if batch else o.channels // o.groups
         statistics = o.channels if batch else o.samples * o.groups
@@ -272,11 +291,10 @@ def backward(half: bool, activation: int, kept: int) -> Any:
         stride = o.channels * length
         ahead = stride if batch and length <= BLOCK else 0
         n = float(runs * inner * length)
-        while True:
-            t = take(o.own)
-            if t >= o.tasks:
-                break
-            first = t * together
+        first = take(o.own) * share
+        while first < statistics:
+            after = _after(o, first, together, share)
+            onward = _onward((after - first) * length, statistics - after, 2 * together * length * runs) if batch else 0
             last = min(first + together, statistics)
             for r in range(runs):
                 for s in range(first, last):
@@ -308,9 +326,12 @@ def backward(half: bool, activation: int, kept: int) -> Any:
                         high, _, _, scale, shift = coefficients(o.mean[s], o.var[s], o.eps, o.weight[c], o.bias[c])
                         near, back_to_x = shift if kept < 0 else high, unscaled(scale, kept < 0)
                         _write_back(
-                            o.x, o.dr if kept > 0 else o.dy, o.y, (r * o.channels + s * inner + j) * length, length,
-                            near, scale, shift, np.float32(toward * back_to_x), offset, 0 if kept > 0 else activation,
-                            min(kept, 0), line,
+                            o.x, o.dr if kept > 0 else o.dy, o.dy, o.y, (r * o.channels + s * inner + j) * length,
+                            length, near, scale, shift, np.float32(toward * back_to_x), offset,
+                            0 if kept > 0 else activation, min(kept, 0), line, onward,
                         )  # fmt: skip
+            if (last % share == 0 or last == statistics) and finish(o.own) == o.tasks:
+                gather(o, o.samples)
+            first = after
 
     return kernel(run)

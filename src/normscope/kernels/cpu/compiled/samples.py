@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from normscope.kernels.cpu.compiled import folded
-from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, take
-from normscope.kernels.cpu.compiled.operands import unpacked, words
+from normscope.kernels.cpu.compiled.machine import finish, jit, kernel, merge, take
+from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
 from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 PART = 32768  # numbers that are written one behind the other
@@ -113,5 +113,7 @@ def backward(half: bool, activation: int, kept: int) -> Any:
             for k in range(parts - 1, -1, -1):
                 first, rows = n * o.positions + k * part, min(part, o.positions - k * part)
                 folded.write_back(o.x, dz, o.y, first, rows, o.channels, place, kind, kept < 0, past)
+            if finish(o.own) == o.tasks:
+                gather(o, o.samples)
 
     return kernel(run)
