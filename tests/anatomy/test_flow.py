@@ -299,7 +299,7 @@ class Drawn(nn.Module):
         return values[-1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STEPS)
 def test_the_flow_of_a_drawn_network_is_the_drawing(steps):
     expected = []  # value 0 is the input, and call i makes value i + 1

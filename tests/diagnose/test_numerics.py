@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -47,7 +47,6 @@ def test_an_ailment_must_last_to_the_end(values, since):
     assert track(*(-np.asarray(values, dtype=float))).since(below=-0.5) == since
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 1))
 def test_since_is_the_start_of_an_unbroken_stretch_to_the_end(values, threshold):
     whole = track(*values)
@@ -87,14 +86,12 @@ def test_the_steps_that_are_read_hold_the_first_and_the_last():
 # along depth ---------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(positive, min_size=2, max_size=12), positive)
 def test_starvation_does_not_depend_on_the_unit(values, unit):
     column = np.array(values)
     assert starved(column) == pytest.approx(starved(column * unit))
 
 
-@settings(deadline=None)
 @given(st.lists(positive, min_size=2, max_size=12))
 def test_a_network_whose_first_layer_is_the_best_fed_is_not_starved(values):
     assert starved(np.sort(np.array(values))[::-1]) >= 1

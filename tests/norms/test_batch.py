@@ -39,7 +39,7 @@ def test_population_merges_within_and_between():
     torch.testing.assert_close(layer.eval()(parts[0]), z(parts[0], whole.mean(1), whole.var(1, unbiased=False)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_population_is_one_pass_in_any_order_and_cut(sizes, random):
     parts = list(torch.randn(sum(sizes), 3, 2, dtype=F64).split(sizes))

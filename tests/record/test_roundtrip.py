@@ -48,7 +48,7 @@ def same(a, b):
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     summaries=st.dictionaries(
         st.tuples(SITES, STEPS, st.sampled_from(["live", "probe", "probe_eval"])), SUMMARIES, max_size=6

@@ -396,7 +396,7 @@ parts = st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=5)
 drawn = st.lists(st.tuples(parts, st.booleans(), st.booleans()), min_size=1, max_size=3)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn, st.integers(0, 99))
 def test_random_networks_compute_the_same(blocks, seed):
     torch.manual_seed(seed)

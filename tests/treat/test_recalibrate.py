@@ -22,7 +22,7 @@ def mlp(dtype=torch.float64):
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.9), nn.BatchNorm1d(8), nn.Linear(8, 2)).to(dtype)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 99))
 def test_one_norm_gets_the_closed_form(sizes, seed):
     torch.manual_seed(seed)

@@ -95,7 +95,7 @@ def same(one, other):
     return one[1] == other[1] and all(a[:2] == b[:2] and a[3] == b[3] and torch.equal(a[2], b[2]) for a, b in tensors)
 
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 prescriptions = st.sampled_from(
     [
         Prescription("insert_norm"),
