@@ -19,7 +19,7 @@ from problems import OVER, Case
 
 RESULTS = Path(__file__).parent / "results"
 TABLE = Path(__file__).parents[1] / "src" / "normscope" / "kernels" / "cost_table.py"
-OFFERS = ("aten", "numba", "triton")
+OFFERS = ("aten", "numba", "triton", "compile")  # the last: torch's own functions, compiled
 HEAD = '''"""The measured costs of forward and backward, written by `benchmarks/fit_costs.py`; not by hand.
 
 {about}

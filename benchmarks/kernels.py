@@ -5,12 +5,14 @@ the tensor (read x, write y; read x and the gradient of y, write the gradient of
 rounds in which the copy and all others take turns, with the least and the most; "kept" is what the forward pass keeps
 for the backward pass beside the parameters, in multiples of the input. Every offer is measured by itself; "ours" is the
 one that dispatch chooses, and the last column what it passed over. Bold: torch eager is faster by more than 3%.
+"moved" is a second measure: torch's plain copies and sums, which pass as often over tensors of the same size.
 
 The heap is reused unless `--fresh` (then the default allocator returns large tensors to the system, and each new one
 costs page faults; the largest tensors alone, since only they feel it). torch.compile takes ten seconds to compile a
-case, so it stands in few rows.
+case, so it stands in few rows; `--compile all` measures it wherever dispatch looks at it.
 
-    python benchmarks/kernels.py [--only TEXT] [--compile] [--fresh] [--missing] [--seconds 75] [--warm] [--out FOLDER]
+    python benchmarks/kernels.py [--only TEXT] [--compile [all]] [--fresh] [--missing] [--seconds 75] [--warm]
+        [--out FOLDER]
 
 Rows are added to what the folder holds, and replaced where they are there, so that short calls add up. `--missing`
 leaves out those that are there, but for those that were disturbed: the copy beside them took much longer than usual.
@@ -28,6 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ OFFERS = ("numba", "aten")
 WHO = ("ours", "torch", "compile")
 Found = dict[str, dict[str, Any]]
 _BYTES = 1 << 26
+_LEAST_TURNS, _SECONDS = 4, 0.7  # of a row: three rounds that count, or as many as fit
 _COPIED = torch.zeros(2, _BYTES // 4)
 
 
@@ -57,10 +61,18 @@ def is_large(case: Case) -> bool:
     return case.size in ("51 MB", "25 MB") and case.activation in (None, "relu")
 
 
-def is_compiled(case: Case) -> bool:
-    """Whether torch.compile is measured too."""
-    usual = case.activation == (None if OVER[case.norm] in ("C", "S") else "relu") or case.norm == "batch"
-    return case.size in ("16 MB", "25 MB") and case.dtype == "float32" and usual and case.activation in (None, "relu")
+def is_compiled(case: Case, which: str | None) -> bool:
+    """Whether torch.compile is measured too: in few rows that say where it stands, or in all that dispatch asks for."""
+    if which is None or (which == "few" and (case.size not in ("16 MB", "25 MB") or case.dtype == "bfloat16")):
+        return False
+    if which == "few":
+        tail = "relu" if case.norm == "group" else None
+        return case.activation == tail or (case.norm == "batch" and case.activation == "relu")
+    tails = {"16 MB": (None, "relu", "gelu"), "6 MB": (None,), "1 MB": (None, "relu")}
+    if case.dtype == "bfloat16":
+        tails = {"16 MB": (None,)}
+    usual = not case.residual or (case.norm == "batch" and case.size == "16 MB" and case.dtype == "float32")
+    return usual and case.activation in tails.get(case.size.replace("25", "16"), ())
 
 
 def is_disturbed(row: dict[str, Any], found: Found) -> bool:
@@ -81,45 +93,66 @@ def measured(case: Case, compiled: bool, rounds: int) -> dict[str, Any]:
     upstream = torch.randn_like(x)
     wanted = [leaf for leaf in leaves if leaf is not None]
 
-    def by(offer: str) -> Callable[..., torch.Tensor]:
-        def run(*these: Any) -> torch.Tensor:
-            with ns.kernels.using(offer):
-                return case.by_us(*these)
-
-        return run
-
     def step(function: Callable[..., torch.Tensor]) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(function(*leaves), wanted, upstream)
 
     problem = problem_of(case, leaves)
     served = {offer.name for offer in fused.OFFERS if offer.refuses(problem) is None}
-    functions = {"torch": case.by_torch} | {name: by(name) for name in OFFERS if name in served}
-    row: dict[str, Any] = {f"{name}_kept": round(kept(function, leaves), 3) for name, function in functions.items()}
+    functions = {"torch": case.by_torch} | {name: case.by_us for name in OFFERS if name in served}
+    row: dict[str, Any] = {}
+    for name, function in functions.items():
+        with forcing(name):
+            row[f"{name}_kept"] = round(kept(function, leaves), 3)
     if compiled:
         torch._dynamo.reset()
         functions["compile"] = torch.compile(case.by_torch)
     runs = {name: step(function) for name, function in functions.items()}
     runs["copy"] = lambda: _COPIED[0].copy_(_COPIED[1])
+    runs["moved"] = moving(*(leaf if leaf is None else leaf.detach() for leaf in (x, upstream, leaves[3])))
     spent: dict[str, list[float]] = {name: [] for name in runs}
     repeats = dict.fromkeys(runs, max(1, (1 << 20) // x.numel())) | {"copy": 1}
+    begun = time.perf_counter()
     for turn in range(rounds + 2):
+        if turn > _LEAST_TURNS and time.perf_counter() - begun > _SECONDS:
+            break
+        if turn == 2:
+            begun = time.perf_counter()
         for name in (*list(runs)[turn % len(runs) :], *list(runs)[: turn % len(runs)]):
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                runs[name]()
-            if turn > 1:  # the first turns compile, and fetch the heap
-                spent[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
+            with forcing(name):
+                start = time.perf_counter()
+                for _ in range(repeats[name]):
+                    runs[name]()
+                if turn > 1:  # the first turns compile, and fetch the heap
+                    spent[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
     told = {name: (statistics.median(values), min(values), max(values)) for name, values in spent.items() if values}
     return {"case": case} | {name: [float(f"{value:.4g}") for value in three] for name, three in told.items()} | row
 
 
-def warm(compiled: bool) -> None:
+def moving(x: torch.Tensor, grad: torch.Tensor, residual: torch.Tensor | None) -> Callable[[], Any]:
+    """Copies and sums by torch that pass as often over tensors of the same size as nobody can avoid."""
+    y, dx, dr = (torch.empty_like(x) for _ in range(3))
+
+    def run() -> None:
+        y.copy_(x) if residual is None else torch.add(x, residual, out=y)
+        torch.add(x, grad, out=dx)
+        if residual is not None:
+            dr.zero_()
+
+    return run
+
+
+def forcing(name: str) -> AbstractContextManager[None]:
+    """A block in which the offer of that name computes; of another name, whatever would."""
+    return ns.kernels.using(name) if name in OFFERS else nullcontext()
+
+
+def warm(compiled: str | None) -> None:
     """Have everything compiled that will be measured: kernels do not depend on the size, torch.compile's code does."""
     seen = set()
     for case in sorted(every(), key=lambda case: case.elements):
         kind = (case.norm, *case[1:3], case.dtype, case.memory)
-        if kind not in seen or (compiled and is_compiled(case)):
-            measured(case, compiled and is_compiled(case), rounds=-1)
+        if kind not in seen or is_compiled(case, compiled):
+            measured(case, is_compiled(case, compiled), rounds=-1)
             print(case.name, flush=True)
         seen.add(kind)
 
@@ -172,11 +205,11 @@ def written(rows: dict[Case, dict[str, Any]], about: str) -> str:
         f"{passed} dispatch leaves the kernel for ATen's.",
         "",
     ]
-    heads = ["case", "copy GB/s", *WHO, "torch / ours", "kept", "torch kept", "choice", "passed over"]
+    heads = ["case", "copy GB/s", *WHO, "moved", "torch / ours", "kept", "torch kept", "choice", "passed over"]
     lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for case, row in rows.items():
         told = [case.name, f"{2 * _BYTES / row['copy'][0] / 1e3:.0f}"]
-        told += [three(multiple(row, case, name)) if name in row else "" for name in WHO]
+        told += [three(multiple(row, case, name)) if name in row else "" for name in (*WHO, "moved")]
         ratio = row["torch"][0] / row["ours"][0]
         told += [f"{ratio:.2f}" if ratio >= 1 / 1.03 else f"**{ratio:.2f}**"]
         told += [f"{row['ours_kept']:.1f}", f"{row['torch_kept']:.1f}", row["choice"]]
@@ -214,10 +247,10 @@ def drawn(rows: dict[Case, dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name holds all of these words")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, where a row is of usual size")
+    parser.add_argument("--compile", nargs="?", const="few", choices=("few", "all"), help="torch.compile too")
     parser.add_argument("--fresh", action="store_true", help="the default allocator")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="at most; a row ends sooner after 0.7 s")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so long")
     parser.add_argument("--missing", action="store_true", help="only rows that are not there, or were disturbed")
     parser.add_argument("--warm", action="store_true", help="measure nothing, only have everything compiled")
@@ -239,7 +272,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for case in () if options.write else every():
-        compiled = options.compile and is_compiled(case)
+        compiled = is_compiled(case, options.compile)
         old = found.get(case.name, {})
         if not all(word in case.name for word in options.only.split()) or (options.fresh and not is_large(case)):
             continue

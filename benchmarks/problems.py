@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -53,11 +54,7 @@ class Case(NamedTuple):
 
     @property
     def spec(self) -> ns.NormSpec:
-        source = "batch" if self.norm == "batch" else "input"
-        rms: dict[str, Any] = {"center": False, "scale": "rms", "bias": False} if self.norm == "rms" else {}
-        last: dict[str, Any] = {"layout": "channels_last"} if OVER[self.norm] == "C" else {}
-        groups = min(_GROUPS, self.shape[1]) if self.norm == "group" else 1
-        return ns.NormSpec(OVER[self.norm], source, source, groups, activation=self.activation, **rms, **last)
+        return described(self.norm, min(_GROUPS, self.shape[1]) if self.norm == "group" else 1, self.activation)
 
     def operands(self, device: str = "cpu") -> list[Tensor | None]:
         """Input, weight, bias and residual, all of which want gradients."""
@@ -78,7 +75,7 @@ class Case(NamedTuple):
         if self.norm == "batch":
             y = F.batch_norm(x, None, None, weight, bias, True)
         elif self.norm == "group":
-            y = F.group_norm(x, self.spec.groups, weight, bias)
+            y = F.group_norm(x, min(_GROUPS, x.shape[1]), weight, bias)
         elif self.norm == "instance":
             y = F.instance_norm(x, None, None, weight, bias)
         elif self.norm == "layer":
@@ -91,6 +88,14 @@ class Case(NamedTuple):
     def by_us(self, x: Any, weight: Any, bias: Any, residual: Any) -> Tensor:
         """Ours, by whichever offer is chosen or forced."""
         return ns.functional.normalize(x, self.spec, weight=weight, bias=bias, residual=residual)
+
+
+@functools.cache  # who trains makes it once
+def described(norm: str, groups: int, activation: str | None) -> ns.NormSpec:
+    source = "batch" if norm == "batch" else "input"
+    rms: dict[str, Any] = {"center": False, "scale": "rms", "bias": False} if norm == "rms" else {}
+    last: dict[str, Any] = {"layout": "channels_last"} if OVER[norm] == "C" else {}
+    return ns.NormSpec(OVER[norm], source, source, groups, activation=activation, **rms, **last)
 
 
 def cases(images: Sizes, rows: Sizes, dtypes: tuple[str, ...]) -> Iterator[Case]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from normscope.kernels.dispatch import at_once
 from normscope.norms.module import described
 from normscope.norms.shapes import expect_floats
 from normscope.norms.sources import Call, run
@@ -13,6 +14,8 @@ from normscope.terms.errors import ShapeError, SpecError
 from normscope.terms.spec import NormSpec
 
 __all__ = ["normalize"]
+
+_OF_THE_INPUT = ("input", "batch")
 
 
 def normalize(
@@ -53,6 +56,10 @@ def normalize(
     >>> normalize(x, batch).flatten()
     tensor([-1.,  1.])
     """
+    if mask is None and state is None and type(spec) is NormSpec:
+        source = spec.train_from if training else spec.infer_from
+        if source in _OF_THE_INPUT and (y := at_once(x, spec, weight, bias, residual)) is not None:
+            return y
     spec = described(spec)
     expect_floats("normalize", x)
     axis = 1 if spec.layout == "channels_first" else -1

@@ -115,6 +115,26 @@ def test_sizes_may_change_without_another_compilation():
     assert compilations == [2, 2, 2]
 
 
+def test_compiled_the_kernel_is_held_against_what_the_compiler_makes_of_atens(monkeypatch):
+    from normscope.kernels import costs
+
+    points = {"aten": ((1 << 16, 300.0),), "numba": ((1 << 16, 200.0),), "compile": ((1 << 16, 100.0),)}
+    plain = BATCH.but(activation=None)
+    held = {(name, "cpu", "NS", "contiguous", "float32", ""): points[name] for name in points}
+    held |= {(name, "cpu", "NS", "contiguous", "float32", "relu"): points[name] for name in ("aten", "numba")}
+    monkeypatch.setattr(costs, "COSTS", held)
+    monkeypatch.setattr(dispatch, "_CHOSEN", {})
+    these = leaves((16, 8, 32, 32), BATCH)
+    for spec, wanted in ((plain, False), (BATCH, True)):  # nobody measured what becomes of the second
+        graphs = []
+        torch._dynamo.reset()
+        noted = lambda graph, _, graphs=graphs: graphs.append(graph.code) or graph.forward  # noqa: E731
+        compiled = torch.compile(normalized, backend=noted, fullgraph=True)
+        near([compiled(spec, *these)], [normalized(spec, *these)])
+        assert ("normscope" in graphs[0]) is wanted
+        assert ns.kernels.explain(spec, these[0]).choice == "numba"
+
+
 def test_a_second_differentiation_of_the_operator():
     smooth = BATCH.but(activation="silu")
     these = leaves((4, 6, 5, 5), smooth, True)

@@ -167,6 +167,74 @@ COSTS: dict[tuple[str, str, str, str, str, str], tuple[tuple[int, float], ...]] 
         ((65536, 319.1), (262144, 625.2), (4194304, 10990.0), (12845056, 34980.0)),
     ("aten", "cpu", "S", "contiguous", "float32", "silu"):
         ((65536, 325.6), (262144, 701.0), (4194304, 8763.0), (12845056, 29410.0)),
+    ("compile", "cpu", "C", "channels_last", "bfloat16", ""):
+        ((6291456, 5905.0),),
+    ("compile", "cpu", "C", "channels_last", "float32", ""):
+        ((262144, 389.3), (1572864, 1562.0), (6291456, 7025.0)),
+    ("compile", "cpu", "C", "channels_last", "float32", "gelu"):
+        ((6291456, 17740.0),),
+    ("compile", "cpu", "C", "channels_last", "float32", "relu"):
+        ((262144, 2098.0), (6291456, 82700.0)),
+    ("compile", "cpu", "C rms", "channels_last", "bfloat16", ""):
+        ((6291456, 5749.0),),
+    ("compile", "cpu", "C rms", "channels_last", "float32", ""):
+        ((262144, 474.5), (1572864, 2346.0), (6291456, 10930.0)),
+    ("compile", "cpu", "C rms", "channels_last", "float32", "gelu"):
+        ((6291456, 12840.0),),
+    ("compile", "cpu", "C rms", "channels_last", "float32", "relu"):
+        ((262144, 2805.0), (6291456, 132400.0)),
+    ("compile", "cpu", "CS", "channels_last", "bfloat16", ""):
+        ((4194304, 14710.0),),
+    ("compile", "cpu", "CS", "channels_last", "float32", ""):
+        ((262144, 356.5), (4194304, 33740.0)),
+    ("compile", "cpu", "CS", "channels_last", "float32", "gelu"):
+        ((4194304, 20320.0),),
+    ("compile", "cpu", "CS", "channels_last", "float32", "relu"):
+        ((262144, 2369.0), (4194304, 79980.0)),
+    ("compile", "cpu", "CS", "contiguous", "bfloat16", ""):
+        ((4194304, 3105.0),),
+    ("compile", "cpu", "CS", "contiguous", "float32", ""):
+        ((262144, 382.4), (4194304, 4801.0)),
+    ("compile", "cpu", "CS", "contiguous", "float32", "gelu"):
+        ((4194304, 7137.0),),
+    ("compile", "cpu", "CS", "contiguous", "float32", "relu"):
+        ((262144, 2655.0), (4194304, 36970.0)),
+    ("compile", "cpu", "NS", "channels_last", "bfloat16", ""):
+        ((4194304, 6087.0),),
+    ("compile", "cpu", "NS", "channels_last", "float32", ""):
+        ((262144, 688.1), (4194304, 6768.0)),
+    ("compile", "cpu", "NS", "channels_last", "float32", "gelu"):
+        ((4194304, 15040.0),),
+    ("compile", "cpu", "NS", "channels_last", "float32", "relu"):
+        ((4194304, 55760.0),),
+    ("compile", "cpu", "NS", "channels_last", "float32", "relu + residual"):
+        ((4194304, 41400.0),),
+    ("compile", "cpu", "NS", "contiguous", "bfloat16", ""):
+        ((4194304, 4656.0),),
+    ("compile", "cpu", "NS", "contiguous", "float32", ""):
+        ((262144, 716.8), (4194304, 4702.0)),
+    ("compile", "cpu", "NS", "contiguous", "float32", "gelu"):
+        ((4194304, 10830.0),),
+    ("compile", "cpu", "NS", "contiguous", "float32", "relu"):
+        ((262144, 2800.0), (4194304, 45220.0)),
+    ("compile", "cpu", "NS", "contiguous", "float32", "relu + residual"):
+        ((4194304, 40510.0),),
+    ("compile", "cpu", "S", "channels_last", "bfloat16", ""):
+        ((4194304, 6594.0),),
+    ("compile", "cpu", "S", "channels_last", "float32", ""):
+        ((262144, 600.6), (4194304, 6985.0)),
+    ("compile", "cpu", "S", "channels_last", "float32", "gelu"):
+        ((4194304, 15820.0),),
+    ("compile", "cpu", "S", "channels_last", "float32", "relu"):
+        ((262144, 2864.0), (4194304, 59820.0)),
+    ("compile", "cpu", "S", "contiguous", "bfloat16", ""):
+        ((4194304, 2566.0),),
+    ("compile", "cpu", "S", "contiguous", "float32", ""):
+        ((262144, 353.4), (4194304, 2617.0)),
+    ("compile", "cpu", "S", "contiguous", "float32", "gelu"):
+        ((4194304, 6820.0),),
+    ("compile", "cpu", "S", "contiguous", "float32", "relu"):
+        ((262144, 2435.0), (4194304, 36590.0)),
     ("numba", "cpu", "C", "channels_last", "bfloat16", ""):
         ((65536, 327.1), (262144, 634.6), (1572864, 1698.0), (6291456, 3586.0)),
     ("numba", "cpu", "C", "channels_last", "bfloat16", "gelu"):

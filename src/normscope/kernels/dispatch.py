@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from normscope.kernels import fused
-from normscope.kernels.costs import LEAST, cost
+from normscope.kernels.costs import LEAST, cost, may_gain
+from normscope.kernels.direct import direct, fits
 from normscope.kernels.force import forced
 from normscope.kernels.offer import Offer, Operands, Problem
-from normscope.kernels.reference import Statistics
+from normscope.kernels.reference import Statistics, finish
 from normscope.terms.errors import SpecError
 from normscope.terms.spec import NormSpec
 
 # the offers that torch differentiates, in the order in which they are tried where nothing was measured
 _PLAIN = tuple(offer for name in ("aten", "reference") for offer in fused.OFFERS if offer.name == name)
-_CHOSEN: dict[Problem, Offer] = {}  # looking at the table takes as long as a small kernel
+_CHOSEN: dict[tuple[str | None, Problem], Offer] = {}  # looking at the table takes as long as a small kernel
 _MANY = 4096
 
 
@@ -62,6 +63,27 @@ def applied(
     return _computed(spec, Operands(x, weight, bias, residual, mask, mean, var), told=False)[0]
 
 
+def at_once(
+    x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
+) -> Tensor | None:
+    """`normalized`, bit for bit, by one call of ATen; None where that serves not, or a kernel may be cheaper."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.ndim < 2 or forced() is not None:
+        return None
+    found, where = direct(spec)
+    if found is None or not (residual is None or fits(residual, x)):
+        return None
+    if x.numel() >= LEAST and (residual is not None or may_gain(where, x)):
+        return None
+    channels = x.shape[1:2] if spec.layout == "channels_first" else x.shape[-1:]
+    if not (weight is None or weight.shape == channels) or not (bias is None or bias.shape == channels):
+        return None
+    try:
+        y = found(x, weight, bias)
+    except RuntimeError:
+        return None  # the long way does it, or says what is wrong
+    return None if y is None else finish(y, x, spec, residual)
+
+
 def small(x: Tensor) -> bool:
     """Whether ATen serves `x` without a look at the table: it is small, and nothing is forced."""
     return x.numel() < LEAST and forced() is None
@@ -97,15 +119,14 @@ def choose(problem: Problem) -> Offer:
         SpecError: the offer that `using` forces does not serve it.
     """
     name = forced()
-    if name is not None:
-        return _forced(name, problem)
     if torch.compiler.is_compiling():  # sizes may be symbols
-        return _cheapest(problem)
-    if problem not in _CHOSEN:
+        return _cheapest(problem) if name is None else _forced(name, problem)
+    offer = _CHOSEN.get((name, problem))
+    if offer is None:
         if len(_CHOSEN) >= _MANY:
             _CHOSEN.clear()
-        _CHOSEN[problem] = _cheapest(problem)
-    return _CHOSEN[problem]
+        offer = _CHOSEN[name, problem] = _cheapest(problem) if name is None else _forced(name, problem)
+    return offer
 
 
 def _cheapest(problem: Problem) -> Offer:

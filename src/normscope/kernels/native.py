@@ -61,7 +61,7 @@ def measured(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | No
     mean, unbiased = torch.zeros(2, first.shape[1], dtype=dtype, device=x.device).unbind()
     function = F.batch_norm if "N" in spec.over else F.instance_norm
     y = _as(function(first, mean, unbiased, weight, bias, True, 1.0, spec.eps or 0.0), first)
-    if doubtful(first) and lost(first, mean, unbiased):
+    if doubtful(first) and lost(first, mean, unbiased.rsqrt()):
         return _by_formula(x, spec, weight, bias)
     size = x.numel() // max(mean.numel() if "N" in spec.over else mean.numel() * len(x), 1)
     view = cells(x, spec)
@@ -108,8 +108,11 @@ def _fused(spec: NormSpec) -> Fused | None:
 def _batch_norm(x: Tensor, spec: NormSpec, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     first = x if spec.layout == "channels_first" else x.movedim(-1, 1)
     if doubtful(first):
-        return measured(x, spec, weight, bias)[0]  # which looks at the statistics
-    y = F.batch_norm(first, None, None, weight, bias, True, 0.0, spec.eps or 0.0)
+        y, mean, rstd = torch.native_batch_norm(first, weight, bias, None, None, True, 0.0, spec.eps or 0.0)
+        if lost(first, mean, rstd):
+            return _by_formula(x, spec, weight, bias)[0]
+    else:
+        y = F.batch_norm(first, None, None, weight, bias, True, 0.0, spec.eps or 0.0)
     return y if first is x else y.movedim(1, -1)
 
 
@@ -125,9 +128,9 @@ def doubtful(x: Tensor) -> bool:
     return aside and not torch.compiler.is_compiling() and not transforming()
 
 
-def lost(x: Tensor, mean: Tensor, var: Tensor) -> bool:
-    """Whether such a sum may have lost more than a hundredth of a deviation, by the (C,) mean and variance it gave."""
-    far = (mean.abs() / var.sqrt().clamp(min=1e-6)).max().item()  # NaN where there is nothing to save
+def lost(x: Tensor, mean: Tensor, rstd: Tensor) -> bool:
+    """Whether such a sum may have lost more than a hundredth of a deviation, by the (C,) mean and 1/σ it gave."""
+    far = (mean.detach().abs() * rstd).amax().item()  # NaN where there is nothing to save
     return far * (x.numel() // x.shape[1]) * _ULP > _LOST
 
 

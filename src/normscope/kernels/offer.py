@@ -88,7 +88,6 @@ class Problem(NamedTuple):
     def of(cls, spec: NormSpec, operands: Operands, told: bool = False) -> Problem:
         """The problem that these operands pose."""
         x, weight, bias, residual, mask, mean, _ = operands
-        wanted = [value for value in (x, weight, bias, residual) if value is not None]
         return cls(
             spec,
             tuple(x.shape),
@@ -101,7 +100,7 @@ class Problem(NamedTuple):
             mask is not None,
             mean is not None,
             told,
-            torch.is_grad_enabled() and any(value.requires_grad for value in wanted),
+            torch.is_grad_enabled() and _wants_grad(x, weight, bias, residual),
             _odd(operands),
         )
 
@@ -253,16 +252,25 @@ def memory_of(x: Tensor) -> Memory:
     return "strided"
 
 
+def _wants_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> bool:
+    if x.requires_grad or (weight is not None and weight.requires_grad):  # a loop costs more than what it looks at
+        return True
+    return (bias is not None and bias.requires_grad) or (residual is not None and residual.requires_grad)
+
+
 def _odd(operands: Operands) -> str | None:
     x, weight, bias, residual, _, mean, var = operands
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         return f"the residual is {tuple(residual.shape)} of {residual.dtype}, the input not"
-    if any(value is not None and value.device != x.device for value in (weight, bias, residual, mean, var)):
-        return "the operands are on several devices"
+    device = x.device
+    for value in (weight, bias, residual, mean, var):
+        if value is not None and value.device != device:
+            return "the operands are on several devices"
     if torch.compiler.is_compiling():
         return None
-    if any(value is not None and type(value) not in _PLAIN for value in (x, weight, bias, residual)):
-        return "an operand is of a subclass of Tensor"
+    for value in (x, weight, bias, residual):
+        if value is not None and type(value) not in _PLAIN:
+            return "an operand is of a subclass of Tensor"
     if transforming():
         return "a function transform is under way"
     if torch._C._len_torch_dispatch_stack():

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from normscope.kernels.cells import ungroupable
-from normscope.kernels.costs import LEAST, gains, measured
+from normscope.kernels.costs import LEAST, gains, may_gain
+from normscope.kernels.direct import fits
 from normscope.kernels.force import forced
+from normscope.kernels.reference import finish
 from normscope.norms.leaf import Proxy, leaf
 from normscope.norms.shapes import expect_dtype, expect_floats, expect_size
 from normscope.norms.shortcuts import shortcuts
@@ -128,15 +130,16 @@ class Norm(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """The normalized input; with a residual, of the shape of the input, ``f(normalized input + residual)``."""
-        if mask is None and residual is None and type(input) is Tensor:
+        if mask is None and type(input) is Tensor:
             shortcut = self._shortcuts[self.training]
-            if shortcut is not None and (input.numel() < LEAST or not self._may_gain(input)) and forced() is None:
+            bare = residual is None and self._spec.activation is None
+            if shortcut is not None and self._is_atens(input, residual) and forced() is None:
                 try:
                     y = shortcut(self, input)
                 except RuntimeError:
                     y = None  # the long way does it, or says what is wrong
                 if y is not None:
-                    return y
+                    return y if bare else finish(y, input, self._spec, residual)
         if isinstance(input, Proxy):
             return leaf(self, input, mask, residual=residual)
         return self._in_full(input, mask, residual)
@@ -168,14 +171,11 @@ class Norm(nn.Module):
         if self.weight is not None and self.spec.scale != "rms":  # torch's RMSNorm promotes
             expect_dtype(self, input, self.weight)
 
-    def _may_gain(self, x: Tensor) -> bool:
-        """Whether a kernel may be cheaper than ATen for this large `x`, so that dispatch must look closer."""
-        if not x.is_cpu:
-            return measured(x.device.type)
-        contiguous, otherwise = self._gains[self.training]
-        if x.dtype is not torch.float32:
-            return x.numel() > min(contiguous, otherwise)
-        return x.numel() > (contiguous if x.ndim > 2 and x.is_contiguous() else otherwise)
+    def _is_atens(self, x: Tensor, residual: Any) -> bool:
+        """Whether ATen is cheapest without a look at the table: `x` is small, or no kernel gains on it."""
+        if residual is not None:
+            return x.numel() < LEAST and fits(residual, x)
+        return x.numel() < LEAST or not may_gain(self._gains[self.training], x)
 
     def _check(self, input: Tensor, x: Tensor) -> None:
         spec = self.spec

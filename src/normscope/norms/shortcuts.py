@@ -1,4 +1,4 @@
-"""The short way through a layer: one call of ATen that is all of it.
+"""The short way through a layer: one call of ATen that is all of it, but for the residual and the activation.
 
 The long way, `sources.run`, is the specification: it checks, measures, learns, and refuses in words. A shortcut gives
 the same, bit for bit, for the calls that training and inference mostly consist of. Every other call, to which it
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normscope.kernels import native
+from normscope.kernels.direct import cudnn, direct
 from normscope.norms.sources.averaged import learned, terms
 from normscope.terms.spec import NormSpec
 
@@ -25,10 +26,10 @@ Shortcut = Callable[[Any, Tensor], "Tensor | None"]  # of a `Norm` and its input
 
 def shortcuts(spec: NormSpec) -> tuple[Shortcut | None, Shortcut | None]:
     """The short ways through a layer described by `spec`: at inference, and in training."""
-    if spec.activation is not None or native.refuses(spec) is not None:
+    if native.refuses(spec) is not None:
         return None, None
-    found = _OWN.get((native.family(spec), spec.layout))
-    own = None if found is None else partial(found, spec.eps)
+    (found, _), rows = direct(spec), _ROWS.get(native.family(spec) or "")
+    own = None if found is None else partial(_own, found) if rows is None else partial(rows, spec.eps)
     kept = partial(_kept, spec.eps)
     alone = spec.train_from == "synchronized"
     while_training = None
@@ -49,23 +50,8 @@ def _rms(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
     return torch.rms_norm(x, norm.shape, _affine(norm)[0], eps)
 
 
-def _group(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    groups = norm.spec.groups
-    if not _fits(norm, x.shape) or x.numel() <= x.shape[0] * groups:
-        return None
-    return torch.group_norm(x, groups, *_affine(norm), eps)
-
-
-def _instance(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    if not _fits(norm, x.shape) or x.numel() <= x.shape[0] * norm.channels or not x.is_contiguous():
-        return None
-    return torch.instance_norm(x, *_affine(norm), None, None, True, 0.0, eps, _cudnn(x))
-
-
-def _batch(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
-    if not _fits(norm, x.shape) or x.numel() <= norm.channels or native.doubtful(x):
-        return None
-    return torch.batch_norm(x, *_affine(norm), None, None, True, 0.0, eps, _cudnn(x))
+def _own(found: Any, norm: Any, x: Tensor) -> Tensor | None:
+    return found(x, *_affine(norm)) if _fits(norm, x.shape) else None
 
 
 def _kept(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
@@ -73,7 +59,7 @@ def _kept(eps: Any, norm: Any, x: Tensor) -> Tensor | None:
         return None
     buffers = norm._buffers
     mean, var = buffers["running_mean"], buffers["running_var"]
-    return torch.batch_norm(x, *_affine(norm), mean, var, False, 0.0, eps, _cudnn(x))
+    return torch.batch_norm(x, *_affine(norm), mean, var, False, 0.0, eps, cudnn(x))
 
 
 def _learned(how: Any, norm: Any, x: Tensor) -> Tensor | None:
@@ -86,14 +72,8 @@ def _learned_alone(how: Any, norm: Any, x: Tensor) -> Tensor | None:
     return None if dist.is_available() and dist.is_initialized() else _learned(how, norm, x)
 
 
-# by family and layout: the statistics of the input or of the batch, none kept
-_OWN: dict[tuple[str | None, str], Callable[[Any, Any, Tensor], Tensor | None]] = {
-    ("layer", "channels_last"): _layer,
-    ("rms", "channels_last"): _rms,
-    ("group", "channels_first"): _group,
-    ("instance", "channels_first"): _instance,
-    ("batch", "channels_first"): _batch,
-}
+# by family, where several trailing axes may be the channels
+_ROWS: dict[str, Callable[[Any, Any, Tensor], Tensor | None]] = {"layer": _layer, "rms": _rms}
 
 
 def _fits(norm: Any, shape: torch.Size) -> bool:
@@ -108,8 +88,3 @@ def _affine(norm: Any) -> tuple[Tensor | None, Tensor | None]:
     if "weight" in held and "bias" in held:
         return held["weight"], held["bias"]
     return norm.weight, norm.bias
-
-
-def _cudnn(x: Tensor) -> bool:
-    """Whether cuDNN may serve; on the host the answer is not read, and is slow to ask for."""
-    return x.is_cpu or torch.backends.cudnn.enabled
