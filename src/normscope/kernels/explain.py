@@ -91,6 +91,23 @@ def explain(
     own: Any = getattr(module_or_spec, "explained", None)
     if own is not None:  # a layer of many steps
         return own(x)
+    problem, _ = posed(module_or_spec, x, residual, mask, training)
+    chosen = dispatch.choose(problem)
+    seen = tuple(
+        Candidate(offer.name, offer.part, offer.refuses(problem), cost(offer.name, problem), offer is chosen)
+        for offer in fused.OFFERS
+    )
+    return Explanation(_in_words(problem), _why(problem), seen)
+
+
+def posed(
+    module_or_spec: nn.Module | NormSpec, x: Tensor, residual: Tensor | None, mask: Tensor | None, training: bool | None
+) -> tuple[Problem, Operands]:
+    """The problem that a layer or a description has with `x`, as for `explain`, and its operands.
+
+    Raises:
+        SpecError: the module has no description.
+    """
     spec = module_or_spec if isinstance(module_or_spec, NormSpec) else getattr(module_or_spec, "spec", None)
     if not isinstance(spec, NormSpec):
         raise SpecError(
@@ -101,19 +118,13 @@ def explain(
         )
     if training is None:
         training = module_or_spec.training if isinstance(module_or_spec, nn.Module) else True
-    x, operands = _operands(module_or_spec, spec, x, residual, mask, training)
-    problem = Problem.of(spec, operands)
-    chosen = dispatch.choose(problem)
-    seen = tuple(
-        Candidate(offer.name, offer.part, offer.refuses(problem), cost(offer.name, problem), offer is chosen)
-        for offer in fused.OFFERS
-    )
-    return Explanation(_in_words(problem), _why(problem), seen)
+    operands = _operands(module_or_spec, spec, x, residual, mask, training)
+    return Problem.of(spec, operands), operands
 
 
 def _operands(
     module: Any, spec: NormSpec, x: Tensor, residual: Tensor | None, mask: Tensor | None, training: bool
-) -> tuple[Tensor, Operands]:
+) -> Operands:
     channels = x.shape[1 if spec.layout == "channels_first" else -1]
     if isinstance(module, NormSpec):
         weight, bias = (torch.ones(channels) if wanted else None for wanted in (spec.affine, spec.bias))
@@ -125,7 +136,7 @@ def _operands(
     if axes > 1:
         x, residual = x.flatten(-axes), None if residual is None else residual.flatten(-axes)
     weight, bias = (None if value is None else value.to(x.device).flatten() for value in (weight, bias))
-    return x, Operands(x, weight, bias, residual, mask, held, held)
+    return Operands(x, weight, bias, residual, mask, held, held)
 
 
 def _in_words(problem: Problem) -> str:
