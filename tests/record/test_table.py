@@ -90,7 +90,7 @@ def test_a_record_is_a_table_of_values(record):
 def test_a_table_holds_what_is_asked_for(record):
     some = record.to_numpy(sites=["fc"], quantities=["std"], steps=[20])
     assert set(some["quantity"]) == {"std"} and set(some["step"]) == {20} and set(some["site"]) == {"fc:output"}
-    assert record.to_numpy(quantities=["none such"])["value"].size == 0
+    assert record.to_numpy(quantities=["eval_gap"])["value"].size == 0
     with pytest.raises(UnknownNameError, match="`nowhere`"):
         record.to_numpy(sites=["nowhere"])
 
@@ -109,3 +109,12 @@ def test_a_missing_extra_says_what_to_install(name, package, record, monkeypatch
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'normscope\[data\]'"):
         getattr(record, name)()
+
+
+def test_a_quantity_that_is_nowhere_is_refused_and_one_that_is_not_there_yet_is_not(record):
+    with pytest.raises(UnknownNameError, match="did you mean `std`"):
+        record.to_numpy(quantities=["stdd"])
+    assert set(record.to_numpy(quantities=["dead", "eval_gap"])["quantity"]) == {"dead"}
+    with pytest.raises(UnknownNameError) as refused:
+        record.series("fd", "mean")
+    assert "choose from: fc" in str(refused.value)

@@ -51,7 +51,7 @@ class Place:
 
 def unknown(noun: str, name: str, known: Iterable[str], because: str) -> UnknownNameError:
     """The error for a `noun` of that `name`, with the near names and the list."""
-    names = sorted(set(known))
+    names = sorted({*known} - {""})  # the path of the model itself
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     told = ", ".join(names[:_LISTED]) + (f", and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     guess = f"did you mean {' or '.join(f'`{one}`' for one in near)}? " if near else ""

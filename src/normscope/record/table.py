@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normscope.record.quantities import DERIVED, FROM_COLUMNS
+from normscope.record.places import unknown
+from normscope.record.quantities import DERIVED, FROM_COLUMNS, STORED
 from normscope.record.series import Series, Steps, only
 from normscope.terms.errors import MissingExtraError
 from normscope.terms.site import Site
@@ -38,9 +39,13 @@ def columns(
         steps: as for `Record.series`.
 
     Raises:
-        UnknownNameError: no such site.
+        UnknownNameError: no such site, or a quantity that is neither known nor in the record.
     """
     wanted = None if quantities is None else set(quantities)
+    if wanted:
+        known = {*STORED, *DERIVED, *(name for stored in record.catalog().values() for name in stored)}
+        for name in sorted(wanted - known):
+            raise unknown("quantity", name, known, "it is neither derived from summaries nor stored in this record")
     found = [series for series in _all(record, sites, wanted, steps) if len(series)]
     lengths = [len(series) for series in found]
 
