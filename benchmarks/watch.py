@@ -238,8 +238,9 @@ WAYS: dict[str, tuple[str | None, Callable]] = {
 }
 
 
-def compare(name: str, rounds: int, asked: list[str]) -> dict[str, list[float] | str]:
-    """By way: the ratios to the unwatched steps of the same round, or why there are none."""
+def compare(name: str, rounds: int, asked: list[str], seconds: float) -> dict[str, list[float] | str]:
+    """By way: the ratios to the unwatched steps of the same round, or why there are none; the last begins in time."""
+    started = time.perf_counter()
     ways: dict[str, tuple[Training, Callable[[], None], int]] = {}
     found: dict[str, list[float] | str] = {}
     with contextlib.ExitStack() as stack:
@@ -255,6 +256,7 @@ def compare(name: str, rounds: int, asked: list[str]) -> dict[str, list[float] |
                 finish = stack.enter_context(watching(training))
                 training.step()
                 took = timed(training, finish, 1)
+                print(f"{name}: {way}: {took:.3f} s", file=sys.stderr, flush=True)
             except Exception as error:
                 said = " ".join(str(error).split())
                 found[way] = f"{type(error).__name__}: {said[:57] + '…' if len(said) > 58 else said}".replace("|", "/")
@@ -263,6 +265,8 @@ def compare(name: str, rounds: int, asked: list[str]) -> dict[str, list[float] |
         for training, finish, _ in ways.values():  # once more, now that all stand side by side
             timed(training, finish, 1)
         for _ in range(rounds):
+            if time.perf_counter() - started > seconds:
+                break
             times = {way: timed(*each) for way, each in ways.items()}
             for way, took in times.items():
                 told = found[way]
@@ -432,6 +436,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000, help="of the long run by default")
+    parser.add_argument("--seconds", type=float, default=600.0, help="after which no further round begins")
     parser.add_argument("--more", action="store_true", help="add to the rounds of an earlier call, of the same ways")
     parser.add_argument("--record", type=Path, default=Path(tempfile.gettempdir()) / "normscope-1000x2000")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -449,7 +454,7 @@ def main() -> None:
     told["clock"] = clock
     for name in names:
         if "compare" in parts:
-            found = compare(name, asked.rounds, asked.ways.split(","))
+            found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
             before = told["compared"].get(name, {})
             if asked.more:
                 found = {
