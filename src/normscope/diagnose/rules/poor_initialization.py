@@ -163,7 +163,7 @@ def _drawn_off(case: Case, off: Sequence[Drawn], limit: Threshold, values: list[
     step = int(case.steps[0])
     return RULE.finding(
         sites,
-        f"At the start the weights of {len(sites)} layers {words} {worst:.3g} (`{at.name}` of `{at.site.place}`), "
+        f"At the start the weights of {remedies.few(sites)} {words} {worst:.3g} (`{at.name}` of `{at.site.place}`), "
         f"where {'at least' if limit is SMALL else 'at most'} {limit.value:g} is right.",
         limit.evidence("gain", worst, [step], [(one.site.key, value) for one, value in zip(off, values)]),
         severity="error" if case.learns is False else "note" if _overcome(case, off, limit) else "warning",
