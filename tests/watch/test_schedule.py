@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normscope.terms.errors import UnknownNameError
-from normscope.watch.schedule import LOAN, RESOLUTION, Budgeted, Cost, Due, Spending, schedule_of
+from normscope.watch.schedule import LOAN, ON_BEAT, RESOLUTION, Budgeted, Cost, Due, Spending, schedule_of
 
 DEAR = Spending(100.0, 10.0)
 FREE = Cost(elapsed=1e9)
@@ -25,6 +25,20 @@ def test_an_interval_is_honoured_exactly_and_dense_ones_probe_every_tenth_step()
     assert probed(schedule_of(1, 0.01), 25) == [0, 10, 20]
     assert probed(schedule_of(10, 0.01), 25) == [0, 10, 20]
     assert probed(schedule_of(25, 0.01), 60) == [0, 25, 50]
+
+
+@given(st.integers(1, 60))
+def test_an_interval_samples_each_stretch_once_and_leaves_the_beat_of_a_loader(every):
+    steps = sampled(schedule_of(every, 0.01), 232 * every)
+    assert steps[:ON_BEAT] == [every * stretch for stretch in range(ON_BEAT)]
+    assert [step // every for step in steps] == list(range(232))
+    if every == 1:
+        return
+    for turns in (2, 3, 5):  # batches of so many kinds take turns: each kind has its share of the later samples
+        shares = [sum(step % turns == kind for step in steps[ON_BEAT:]) / 200 for kind in range(turns)]
+        reach = min(turns, every // 2 + 1) if every % turns == 0 else turns
+        assert sum(share > 0.5 / turns for share in shares) >= min(reach, 2)
+    assert set(probed(schedule_of(every, 0.01), 232 * every)) <= set(steps)
 
 
 def test_a_function_chooses():

@@ -17,6 +17,12 @@ RESOLUTION = 512
 """Samples per doubling of the run's length, at most: a picture has no more columns, and a record no end otherwise."""
 
 
+GOLDEN = (5**0.5 - 1) / 2
+"""Of all numbers the one whose multiples, modulo 1, are spread most evenly however few of them are taken."""
+
+ON_BEAT = 32
+"""Samples that a fixed interval takes at its multiples: a short run is seen where it was asked for, to the step."""
+
 LOAN = 1.0
 """Seconds that may be borrowed at the start. Loading torch takes longer; a run that never pays it back was short."""
 
@@ -73,14 +79,22 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Interval(Datum):
-    """Each `every` steps, exactly; the fixed batch at each of them, or at every tenth step when they are dense."""
+    """Once in each `every` steps; the fixed batch each time, or in about each tenth step when they are dense.
+
+    The first samples lie at the multiples of `every`. After them the place within a stretch follows the multiples of
+    the golden ratio, which no loader keeps time with: at the multiples of ten alone, a run whose batches take turns
+    would show one kind of them for ever.
+    """
 
     every: int
 
     def due(self, step: int, cost: Cost) -> Due:
-        """Due at the multiples of `every`."""
-        probe = step % (self.every * -(-PROBE_SPACING // self.every)) == 0
-        return Due(step % self.every == 0, probe, probe)
+        """Due at the multiples of `every` at first, and then once in the first half of each `every` steps."""
+        stretch, place = divmod(step, self.every)
+        if place != (int(stretch * GOLDEN % 1 * (self.every // 2 + 1)) if stretch >= ON_BEAT else 0):
+            return Due()
+        probe = stretch % -(-PROBE_SPACING // self.every) == 0
+        return Due(True, probe, probe)
 
 
 @dataclass(frozen=True, repr=False)
