@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,8 +39,8 @@ from torch.nn import functional as F
 
 import normscope as ns
 
-STEPS = {"mlp": 30, "encoder": 5, "resnet": 4}  # in a round
-PATIENCE = 3.0  # seconds that a way may take in a round
+STEPS = {"mlp": 30, "encoder": 3, "resnet": 3}  # in a round
+PATIENCE = 2.0  # seconds that a way may take in a round
 DEFAULT = "normscope, default: the median step of a run"
 CLOCK = time.perf_counter
 CLOCKS = {
@@ -267,7 +268,10 @@ def compare(name: str, rounds: int, asked: list[str], seconds: float) -> dict[st
         for _ in range(rounds):
             if time.perf_counter() - started > seconds:
                 break
-            times = {way: timed(*each) for way, each in ways.items()}
+            try:
+                times = {way: timed(*each) for way, each in ways.items()}
+            except SystemExit:  # asked to end: the rounds before this one are told
+                break
             for way, took in times.items():
                 told = found[way]
                 assert isinstance(told, list)
@@ -442,6 +446,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     global CLOCK
     CLOCK, clock = CLOCKS[asked.clock]
     torch.set_num_threads(asked.threads)
