@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import normscope as ns
+from normscope.record.sweep import Sweep
 from normscope.terms.errors import ModelError
 from normscope.watch.session import watch
 
@@ -291,6 +292,28 @@ def test_one_that_was_replaced_is_not_kept_and_not_waited_for(tmp_path, faults):
             one.zero_grad(), other.zero_grad()
     assert faults(tmp_path) == [] and list(watcher.record.steps) == [0, 1, 2, 3]
     assert len(told(watcher.record, "second")) == 4
+
+
+def test_the_effective_rate_is_that_of_the_parameter_s_own_group(tmp_path):
+    """Groups of one optimizer, two optimizers, and a schedule that makes their rates alike for a step."""
+    model, _ = pair()
+    model.third = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.third.weight, 4.0)
+    groups = [{"params": part.parameters(), "lr": rate} for part, rate in ((model.first, 0.5), (model.second, 0.25))]
+    one, other = torch.optim.SGD(groups), torch.optim.SGD(model.third.parameters(), lr=0.125)
+    with watch(model, [one, other], tmp_path, every=1) as watcher:
+        for rate in (0.25, 0.5, 0.0625):
+            one.param_groups[1]["lr"] = rate
+            with torch.no_grad():
+                model(torch.zeros(1, 1))
+            one.step(), other.step()
+    sweep = Sweep(watcher.record, numbers=9, whole=9, choose=lambda steps, _: steps)
+    for part, rates, length in (("first", [0.5] * 3, 2), ("second", [0.25, 0.5, 0.0625], 3), ("third", [0.125] * 3, 4)):
+        site = next(site for site in watcher.record.sites if site.key == f"{part}@weight:parameter")
+        for told in (watcher.record, sweep):
+            found = told.series(site, "effective_learning_rate")
+            assert list(found.values) == pytest.approx([rate / length**2 for rate in rates])
+    assert list(watcher.record.series(None, "learning_rate").values) == [0.5] * 3
 
 
 def test_what_is_no_optimizer_among_them_is_refused(tmp_path):

@@ -21,7 +21,7 @@ from normscope.record.places import Place, unknown
 from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS, STORED
 from normscope.record.rankfile import RankFile
 from normscope.record.rows import SOURCES, Event
-from normscope.record.series import Series, Steps, effective_rate, only, ratio_of, selected, share
+from normscope.record.series import Series, Steps, effective_rate, only, overlaid, ratio_of, selected, share
 from normscope.stats.distance import DISTANCES, PER_CHANNEL
 from normscope.stats.summary import Summary
 from normscope.terms.datum import plain
@@ -170,7 +170,8 @@ class Record:
         source = source or self._source(tensor)
         if quantity == FROM_RATE:
             lengths = only(self.series(tensor, "weight_norm", source=source), steps)
-            return effective_rate(self._scalars(None, "learning_rate"), lengths)
+            rates = overlaid(self._scalars(tensor, "learning_rate"), self._scalars(None, "learning_rate"))
+            return effective_rate(rates, lengths)
         if quantity in FROM_COLUMNS:
             rows = self.columns(tensor, source)
             return only(Series.of(tensor, quantity, source, rows.steps, FROM_COLUMNS[quantity](rows)), steps)

@@ -98,6 +98,15 @@ def share(internal: Series, external: Series) -> Series:
     return Series.of(internal.site, "internal_share", "", steps, values)
 
 
+def overlaid(own: Series, common: Series) -> Series:
+    """`common`, and at the steps of `own` what that says."""
+    kept = ~np.isin(common.steps, own.steps)
+    steps = np.concatenate([common.steps[kept], own.steps])
+    values = np.concatenate([common.values[kept], own.values])
+    order = np.argsort(steps)
+    return Series.of(own.site, own.quantity, own.source, steps[order], values[order])
+
+
 def effective_rate(rates: Series, lengths: Series) -> Series:
     """Learning rate / ‖w‖², where both are known."""
     steps, ours, theirs = np.intersect1d(lengths.steps, rates.steps, return_indices=True)

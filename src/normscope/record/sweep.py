@@ -16,7 +16,7 @@ from normscope.record.places import Place
 from normscope.record.quantities import DERIVED, FROM_COLUMNS, FROM_RATE, FROM_SUMMARY, SHIFTS
 from normscope.record.reader import Record
 from normscope.record.rows import SOURCES
-from normscope.record.series import Series, effective_rate, share
+from normscope.record.series import Series, effective_rate, overlaid, share
 from normscope.stats.distance import DISTANCES
 from normscope.stats.summary import Summary
 from normscope.terms.site import Site
@@ -103,7 +103,8 @@ class Sweep:
             return self._shift(tensor, quantity.partition("_")[0])
         source = source or next((one for one in SOURCES if one in self._sources(tensor)), SOURCES[0])
         if quantity == FROM_RATE:
-            return effective_rate(self.series(None, "learning_rate"), self.series(tensor, "weight_norm", source))
+            rates = overlaid(self._stored(self._place(tensor), "learning_rate"), self.series(None, "learning_rate"))
+            return effective_rate(rates, self.series(tensor, "weight_norm", source))
         if quantity in FROM_COLUMNS:
             return self._grid(source).series(tensor, quantity)
         told = self.summaries(tensor, source)

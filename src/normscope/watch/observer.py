@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import inf, nan
 from typing import Any
@@ -184,6 +184,13 @@ class Observer:
         if update is not None:
             update.end(optimizer)
             self._tell_update(step, update, digests([*update.parameters, *update.gradients, *update.changes]))
+
+    def tell_rates(self, step: int, rates: Mapping[int, float]) -> None:
+        """Write the learning rates of single parameters, by their identity."""
+        places = () if self._plan is None or self._replicated or not rates else self._plan.places
+        for place in places:
+            if id(place.parameter) in rates:
+                self._journal.writer.scalar(place.value, step, "learning_rate", rates[id(place.parameter)])
 
     def tell_missing(self) -> None:
         """The run is over: note which experiments it is without, and why."""

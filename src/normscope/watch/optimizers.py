@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from math import nan
 from typing import Any
 from weakref import ref
 
@@ -36,6 +37,7 @@ class Optimizers:
         self._running: list[Optimizer] = []
         self._hooks: list[RemovableHandle] = []
         self._late: Optimizer | None = None
+        self._apart: set[int] = set()  # parameters with a rate of their own
         self.first: Optimizer | None = None
         self.stepped: set[int] = set()
 
@@ -89,6 +91,23 @@ class Optimizers:
             return set()
         return owned(other for other in self.known if other is not optimizer) - owned([optimizer])
 
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each: that of its first group; NaN where it has none."""
+        return [_rate(group) for optimizer in self.known for group in optimizer.param_groups[:1]]
+
+    def rates_apart(self) -> dict[int, float]:
+        """By the identity of the parameter, the rates that are not the first of `rates`, or once were not."""
+        common = next(iter(self.rates), nan)
+        for optimizer in self.known:
+            for group in optimizer.param_groups:
+                if _rate(group) != common:
+                    self._apart.update(map(id, group["params"]))
+        if not self._apart:
+            return {}
+        groups = (group for optimizer in self.known for group in optimizer.param_groups)
+        return {id(p): _rate(group) for group in groups for p in group["params"] if id(p) in self._apart}
+
     def missing(self) -> tuple[int, int]:
         """How many trainable parameters of the model none of them owns, and how many there are."""
         ours = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
@@ -126,6 +145,10 @@ def _calls(optimizer: Optimizer) -> int:
         found += in_step and any(value is optimizer for value in frame.f_locals.get("args", ())[:1])
         frame = frame.f_back
     return found
+
+
+def _rate(group: dict[str, Any]) -> float:
+    return float(group.get("lr", nan))
 
 
 def _inner(optimizer: Optimizer) -> Any:

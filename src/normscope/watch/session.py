@@ -424,11 +424,10 @@ class Watcher:
 
     def _tell_state(self) -> None:
         self._tell_losses()
-        for number, optimizer in enumerate(self._optimizers.known, 1):
-            if optimizer.param_groups:
-                rate = float(optimizer.param_groups[0].get("lr", float("nan")))
-                name = "learning_rate" if number == 1 else f"learning_rate_{number}"
-                self._journal.writer.scalar(None, self._step, name, rate)
+        for number, rate in enumerate(self._optimizers.rates, 1):
+            name = "learning_rate" if number == 1 else f"learning_rate_{number}"
+            self._journal.writer.scalar(None, self._step, name, rate)
+        self._observer.tell_rates(self._step, self._optimizers.rates_apart())
         self._journal.writer.scalar(None, self._step, "overhead", self.overhead)
 
     def _tell_ownership(self) -> None:
