@@ -71,6 +71,11 @@ class Optimizers:
         return [optimizer for seen in self._seen if (optimizer := seen()) is not None]
 
     @property
+    def only(self) -> Optimizer | None:
+        """The one that was adopted; None where there have been several."""
+        return self.first if len(self._seen) == 1 else None
+
+    @property
     def inside(self) -> bool:
         """Whether an optimizer is in its step."""
         return bool(self._running)

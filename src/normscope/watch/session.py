@@ -229,7 +229,7 @@ class Watcher:
     @property
     def optimizer(self) -> Optimizer | None:
         """The optimizer whose steps are counted; None where there are several, for each makes a part of the update."""
-        return self._optimizers.first if len(self._optimizers.known) == 1 else None
+        return self._optimizers.only
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
