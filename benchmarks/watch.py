@@ -334,7 +334,9 @@ def peak(name: str, every: str) -> int:
 
 def train_six(name: str, every: str) -> None:
     training = Training(name)
-    watching = {"none": unwatched, "auto": lambda t: ours(t, "auto"), "1": lambda t: ours(t, 1)}[every]
+    if every == "plain":
+        sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]
+    watching = unwatched if every == "none" else lambda t: ours(t, 1 if every == "1" else "auto")
     with watching(training) as finish:
         for _ in range(6):
             training.step()
@@ -481,10 +483,11 @@ def main() -> None:
                 f"{size * 25 / sites / 1e3:.0f} kB a site."
             )
         if "memory" in parts:
-            plain, auto, dense = (peak(name, every) for every in ("none", "auto", "1"))
+            plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
             notes[f"memory {name}"] = (
                 f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
-                f"{auto / plain:.3f} × by default, {dense / plain:.3f} × at every=1."
+                f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
+                f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
             )
     if "query" in parts:
         opened, size = query(asked.record, 1000, 2000)
