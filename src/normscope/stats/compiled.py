@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from ctypes import string_at
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +29,9 @@ MOST = 2**18 - 4
 
 AT_ONCE = 256
 """Digests of one call: room for more would be wasted on small models."""
+
+WORDS = 40
+"""Of the argument of a compiled loop, at least: who launches it may use the last ones."""
 
 _BYTES = 3 * BINS  # of the longest code: of that many elements few bins hold more than two bytes can tell
 _BLOCK = 2**15  # words that samples share; of 8 bytes each
@@ -61,37 +66,50 @@ def prepare() -> str | None:
     return _missing
 
 
-class _Room(threading.local):
-    """What the loops write to, kept from one call to the next; hooks of several threads may run at once."""
+_made = tuple.__new__  # what a named tuple's own __new__ does, in Python, with its arguments one by one
+
+
+class _Room:
+    """What the loops of a thread write to, kept from one call to the next."""
 
     def __init__(self) -> None:
-        self.words = np.empty(7, dtype=np.int64)
+        self.words = array("q", [0] * WORDS)  # gives what it holds as int, which a C function takes
+        self.where = self.words.buffer_info()[0]
         self.samples = np.empty((0, 5), dtype=np.int64)
         self.numbers = np.empty((0, 9))
         self.codes = np.empty((0, _BYTES), dtype=np.uint8)
+        self.places: tuple[int, ...] = ()  # of the three
         self._block = np.empty(0)
         self._next = self._end = 0  # addresses
 
     def grow(self, count: int) -> None:
         """Have room for so many digests."""
-        if len(self.samples) < count:
+        if len(self.samples) < count or not self.places:
             self.samples = np.empty((count, 5), dtype=np.int64)
             self.numbers = np.empty((count, 9))
             self.codes = np.empty((count, _BYTES), dtype=np.uint8)
+            self.places = tuple(map(_place, (self.samples, self.numbers, self.codes)))
 
-    def sample(self, kind: int, count: int, size: int) -> Sample:
+    def sample(self, width: int, count: int, size: int) -> Sample:
         """An empty one of so many elements, that stands for `size`. It keeps alive the block of which it is a part."""
-        width = 8 if kind == 8 else 4
-        start, room = self._next, -(-width * count // 8) * 8
+        start, room = self._next, (width * count + 7) & -8
         if start + room > self._end:
             self._block = np.empty(max(_BLOCK, room // 8))
             start = _place(self._block)
             self._end = start + self._block.nbytes
         self._next = start + room
-        return Sample(self._block, start, width, count, size)
+        return _made(Sample, (self._block, start, width, count, size))
 
 
-_room = _Room()
+_rooms = threading.local()  # hooks of several threads may run at once
+
+
+def _room() -> _Room:
+    try:
+        return _rooms.own
+    except AttributeError:
+        _rooms.own = room = _Room()
+        return room
 
 
 class _Layout(NamedTuple):
@@ -141,27 +159,28 @@ def gathered(x: torch.Tensor, n: int = 8192) -> Sample | None:
     if kind is None or _loops is None:
         return None
     step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
-    sample = _room.sample(kind, count, size)
-    _loops.gather(x.data_ptr(), kind, step, places, listed, count, sample.address)
+    sample = _room().sample(8 if kind == 8 else 4, count, size)
+    _loops.gather(x.data_ptr(), kind, step, places, listed, count, sample[1])
     return sample
 
 
-def gathered_all(tensors: Sequence[torch.Tensor], launch: Launch, n: int = 8192) -> list[Sample | None]:
+def gathered_all(tensors: Iterable[torch.Tensor], launch: Launch, n: int = 8192) -> list[Sample | None]:
     """The same of many tensors at once; `launch` as for `digests`."""
     found: list[Sample | None] = []
     calls: list[tuple[int, ...]] = []
+    room = _room()
     for x in tensors:
         kind = _kind(x)
         if kind is None:
             found.append(None)
             continue
         step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
-        sample = _room.sample(kind, count, size)
+        sample = room.sample(8 if kind == 8 else 4, count, size)
         found.append(sample)
-        calls.append((x.data_ptr(), kind, step, places, listed, count, sample.address))
+        calls.append((x.data_ptr(), kind, step, places, listed, count, sample[1]))
     if calls and _loops is not None:
-        told, words = np.array(calls, dtype=np.int64), _room.words
-        words[:4] = 0, _place(words), len(calls), _place(told)
+        told, words = np.array(calls, dtype=np.int64), room.words
+        words[:4] = array("q", (0, room.where, len(calls), _place(told)))
         launch(_loops.gather_all, words, len(calls))
     return found
 
@@ -178,23 +197,21 @@ def digests(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | No
 
 def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None) -> Digests:
     assert _loops is not None
-    count = len(samples)
-    _room.grow(count)
-    known, words = _room.samples, _room.words
+    count, room = len(samples), _room()
+    room.grow(count)
+    known, words = room.samples, room.words
     known[:count, :4] = [
-        (sample.bytes, sample.elements, sample.address, 0 if before is None else before.address)
-        for sample, before in samples
+        (width, elements, address, 0 if before is None else before[1])
+        for (_, address, width, elements, _), before in samples
     ]
-    places = (_place(array) for array in (known, _room.numbers, _room.codes))
-    words[:] = (0, _place(words), count, *places, _BYTES)
+    words[:7] = array("q", (0, room.where, count, *room.places, _BYTES))
     if launch is None:
-        _loops.tell.ctypes(int(words[1]))
+        _loops.tell.ctypes(room.where)
     else:
         launch(_loops.tell, words, count)
-    codes = _room.codes.reshape(-1).data
-    starts = range(0, count * _BYTES, _BYTES)
-    told = [bytes(codes[start : start + length]) for start, length in zip(starts, known[:count, 4].tolist())]
-    return Digests(_room.numbers[:count].copy(), told, [sample.size for sample, _ in samples])
+    codes, lengths = room.places[2], known[:count, 4].tolist()
+    told = list(map(string_at, range(codes, codes + count * _BYTES, _BYTES), lengths))
+    return Digests(room.numbers[:count].copy(), told, [sample[4] for sample, _ in samples])
 
 
 def digest(x: torch.Tensor, n: int = 8192) -> Digest | None:
@@ -213,7 +230,7 @@ def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tup
     kind = _kind(x)
     if kind is None or _loops is None:
         return None
-    sample, moments = _room.sample(kind, len(places), x.numel()), np.empty((3, channels))
+    sample, moments = _room().sample(8 if kind == 8 else 4, len(places), x.numel()), np.empty((3, channels))
     _loops.gather(x.data_ptr(), kind, 1, _place(places), len(places), len(places), sample.address)
     rows = sample.values.reshape(-1, channels)
     _loops.channels(rows, moments)
@@ -222,7 +239,7 @@ def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tup
 
 def _kind(x: torch.Tensor) -> int | None:
     """How its numbers lie in memory; None for subclasses of Tensor, other devices, what is sparse or negated."""
-    if type(x) not in _types or not x.is_cpu or x.is_neg() or x.layout != _strided:
+    if type(x) not in _types or not x.is_cpu or x.is_neg() or x.layout is not _strided:
         return None
     return _kinds.get(x.dtype)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normscope.stats.code import decode, encode
+from normscope.stats.code import decode
 from normscope.stats.moments import Moments
 from normscope.stats.sketch import BINS, Sketch
 from normscope.stats.summary import Summary
@@ -39,14 +39,21 @@ class Digest(NamedTuple):
         moments, sketch = summary.moments, summary.sketch
         numbers = (moments.count, moments.mean, moments.m2, summary.low, summary.high)
         apart = (sketch.zeros, sketch.nan, sketch.pos_inf, sketch.neg_inf)
-        return cls._make((*map(float, (*numbers, *apart)), encode(sketch.counts), summary.size))
+        return cls._make((*map(float, (*numbers, *apart)), sketch.code, summary.size))
 
     @property
     def summary(self) -> Summary:
         """The summary. Raises ValueError when `code` is none."""
+        return self._with(Sketch(decode(self.code, BINS), *map(int, self[5:9])))
+
+    @property
+    def own(self) -> Summary:
+        """The summary of a digest that was made here: its sketch is decoded when somebody looks."""
+        return self._with(Sketch.coded(self.code, *map(int, self[5:9])))
+
+    def _with(self, sketch: Sketch) -> Summary:
         moments = Moments(*(np.asarray(number, dtype=np.float64) for number in self[:3]))
-        apart = (int(number) for number in self[5:9])
-        return Summary(moments, Sketch(decode(self.code, BINS), *apart), self.low, self.high, self.size)
+        return Summary(moments, sketch, self.low, self.high, self.size)
 
     @property
     def nonfinite(self) -> int:
@@ -78,8 +85,8 @@ class Digests(Sequence[Digest]):
         return cls(numbers, [code for part in parts for code in part.codes], [n for part in parts for n in part.sizes])
 
     def at(self, places: Sequence[int]) -> Digests:
-        """Those at `places`, which may repeat."""
-        numbers = self.numbers[np.asarray(places, dtype=np.intp)]
+        """Those at `places`, which may repeat, and count from the end where they are negative."""
+        numbers = self.numbers.take(places, axis=0) if len(places) else self.numbers[:0]
         return Digests(numbers, [self.codes[at] for at in places], [self.sizes[at] for at in places])
 
     @property

@@ -164,22 +164,27 @@ def _moments(x: Any, numbers: Any) -> None:
 
 @nb.njit
 def _bounds32(x: Any, numbers: Any) -> None:
-    bits, bounds = x.view(np.int32), np.array([_MOST32, _LEAST32])
+    bits, low, high = x.view(np.int32), _MOST32, _LEAST32
     for i in range(bits.size):
         key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> np.int32(31)) & _MOST32))
-        bounds[0], bounds[1] = min(bounds[0], key), max(bounds[1], key)
-    bounds ^= (bounds >> np.int32(31)) & _MOST32
-    numbers[3:5] = bounds.view(np.float32)
+        low, high = min(low, key), max(high, key)
+    bounds = np.empty(2, np.int32)
+    bounds[0] = low ^ np.int32(np.int32(low >> np.int32(31)) & _MOST32)
+    bounds[1] = high ^ np.int32(np.int32(high >> np.int32(31)) & _MOST32)
+    ends = bounds.view(np.float32)
+    numbers[3], numbers[4] = ends[0], ends[1]
 
 
 @nb.njit
 def _bounds64(x: Any, numbers: Any) -> None:
-    bits, bounds = x.view(np.int64), np.array([_MOST64, _LEAST64])
+    bits, low, high = x.view(np.int64), np.int64(_MOST64), np.int64(_LEAST64)
     for i in range(bits.size):
         key = bits[i] ^ (bits[i] >> 63 & _MOST64)
-        bounds[0], bounds[1] = min(bounds[0], key), max(bounds[1], key)
-    bounds ^= (bounds >> 63) & _MOST64
-    numbers[3:5] = bounds.view(np.float64)
+        low, high = min(low, key), max(high, key)
+    bounds = np.empty(2, np.int64)
+    bounds[0], bounds[1] = low ^ (low >> 63 & _MOST64), high ^ (high >> 63 & _MOST64)
+    ends = bounds.view(np.float64)
+    numbers[3], numbers[4] = ends[0], ends[1]
 
 
 @nb.njit
@@ -210,27 +215,28 @@ def _encode(counts: Any, code: Any) -> int:
         first = end
 
 
-@nb.njit
-def _told(x: Any, cells: Any, parts: Any, counts: Any, numbers: Any, code: Any) -> int:
-    """The digest of `x`; the bytes written to `code`. What is in `cells`, `parts` and `counts` does not matter."""
-    double = x.itemsize == 8
-    if double:
-        _cells64(x.view(np.float64), cells)
-    else:
-        _cells32(x.view(np.float32), cells)
-    _tally(cells, parts, counts)
-    count = x.size - (counts[BINS + 1] + counts[BINS + 2] + counts[BINS + 3])
-    numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = count, np.nan, 0.0, np.nan, np.nan
-    if count:
-        kept = x if count == x.size else _finite(x, count)
-        _moments(kept, numbers)
-        if double:
-            _bounds64(kept.view(np.float64), numbers)
-        else:
-            _bounds32(kept.view(np.float32), numbers)
-    for i in range(4):
-        numbers[5 + i] = counts[BINS + i]
-    return _encode(counts, code)
+def _teller(cells_of: Any, bounds_of: Any) -> Any:
+    """One for each width of an element: the code of the other is not compiled with it."""
+
+    @nb.njit
+    def told(x: Any, cells: Any, parts: Any, counts: Any, numbers: Any, code: Any) -> int:
+        """The digest of `x`; the bytes written to `code`. What is in `cells`, `parts` and `counts` does not matter."""
+        cells_of(x, cells)
+        _tally(cells, parts, counts)
+        count = x.size - (counts[BINS + 1] + counts[BINS + 2] + counts[BINS + 3])
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = count, np.nan, 0.0, np.nan, np.nan
+        if count:
+            kept = x if count == x.size else _finite(x, count)
+            _moments(kept, numbers)
+            bounds_of(kept, numbers)
+        for i in range(4):
+            numbers[5 + i] = counts[BINS + i]
+        return _encode(counts, code)
+
+    return told
+
+
+_told32, _told64 = _teller(_cells32, _bounds32), _teller(_cells64, _bounds64)
 
 
 @nb.njit
@@ -328,11 +334,11 @@ def tell(argument: Any) -> None:
         if width == 8:
             wide = nb.carray(_float64(start), (size,))
             wide = _less(wide, nb.carray(_float64(before), (size,))) if before else wide
-            samples[at, 4] = _told(wide, cells[:size], parts, counts, numbers[at], codes[at])
+            samples[at, 4] = _told64(wide, cells[:size], parts, counts, numbers[at], codes[at])
         else:
             x = nb.carray(_float32(start), (size,))
             x = _less(x, nb.carray(_float32(before), (size,))) if before else x
-            samples[at, 4] = _told(x, cells[:size], parts, counts, numbers[at], codes[at])
+            samples[at, 4] = _told32(x, cells[:size], parts, counts, numbers[at], codes[at])
 
 
 @nb.njit([nb.void(nb.float32[:, ::1], nb.float64[:, ::1]), nb.void(nb.float64[:, ::1], nb.float64[:, ::1])], cache=True)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normscope.stats.cdf import Cdf
+from normscope.stats.code import decode, encode
 from normscope.stats.monoid import Arrays, Monoid
 from normscope.stats.values import block_size, exact, finite, values
 from normscope.terms.datum import Datum
@@ -47,6 +48,23 @@ class Sketch(Monoid, Datum):
     def empty(cls) -> Sketch:
         """The sketch of nothing: the identity of `merge`."""
         return cls(np.zeros(BINS, dtype=np.int64))
+
+    @classmethod
+    def coded(cls, code: bytes, zeros: int, nan: int, pos_inf: int, neg_inf: int) -> Sketch:
+        """From the code of its counts, which must be one: it is not read before somebody asks for the counts."""
+        made = object.__new__(cls)
+        made.__dict__.update(code=code, zeros=zeros, nan=nan, pos_inf=pos_inf, neg_inf=neg_inf)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "counts":
+            raise AttributeError(name)
+        return self.__dict__.setdefault("counts", decode(self.__dict__["code"], BINS))
+
+    @cached_property
+    def code(self) -> bytes:
+        """The counts in few bytes, see `code.encode`."""
+        return encode(self.counts)
 
     @classmethod
     def of(cls, x: Any) -> Sketch:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, TextIO, TypeAlias
+from weakref import ref
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class FixedBatch:
         self._loss_fn = self._criterion.model if self._criterion is not None else loss_fn
         self._seed = seed
         self._entered: list[float | None] | None = None
+        self._latest: tuple[ref[Tensor], tuple[Any, ...], Sight] | None = None  # what was seen last
         self._replica = Replica(model)
         self._replica.refresh()
         with _apart(self._replica.model, None, seed):
@@ -90,7 +92,8 @@ class FixedBatch:
         return self._replica.meeting is not None and not self._replica.meeting.is_first
 
     def rest(self) -> None:
-        """Let go of what was gathered of a model that is split over processes, after each use."""
+        """Let go of what was seen, and gathered of a model that is split over processes, after each use."""
+        self._latest = None
         self._replica.rest()
 
     def run(
@@ -219,10 +222,21 @@ class FixedBatch:
         if mode == "batch" and (site.role, site.what) != ("norm", "input"):
             return
         sight = Sight(site, mode, values, module)
+        self._take_over(sight, tensor)
         for measure in self._measures:
             measure.see(sight)
         if mode != "batch" and site.what != "statistic":
             view.summaries[mode, site.key] = Distribution(site, mode, sight.summary)
+
+    def _take_over(self, sight: Sight, tensor: Tensor) -> None:
+        """Give an input the summary of the output that it is: the same object, in which nothing was written since."""
+        latest, self._latest = self._latest, None
+        if tensor.is_inference():
+            return
+        seen = sight.mode, sight.site.channel_axis, sight.site.what in ("input", "output"), tensor._version
+        if latest is not None and latest[0]() is tensor and latest[1] == seen:
+            sight.__dict__["summary"] = latest[2].summary
+        self._latest = ref(tensor), seen, sight
 
     def _show_data(self, batch: Probe) -> None:
         """Let the measures that compare batches see the data themselves, at the input of the whole model."""
@@ -375,8 +389,16 @@ def _apart(model: nn.Module, training: bool | None, seed: int) -> Iterator[None]
     with redirect_stdout(_Muted(sys.stdout)), saving_privately(), isolated(model, training=training):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        _seed_torch(seed)
         yield
+
+
+def _seed_torch(seed: int) -> None:
+    """As `torch.manual_seed`, which writes the whole stack down for a GPU that might come, where there is none."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 class _Muted(io.TextIOBase):

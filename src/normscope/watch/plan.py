@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
@@ -29,10 +28,10 @@ class Place(Datum):
     def parameter(self) -> Parameter | None:
         """The parameter that stands there now; None when there is none, or it has no values yet."""
         known: Any = self.owner._parameters
-        if isinstance(self.owner, torch.jit.ScriptModule):  # whose dictionary knows no more than its items
+        if not isinstance(known, dict):  # that of a scripted module, which knows no more than its items
             known = dict(known.items())
         found = known.get(self.name)
-        return None if found is None or is_lazy(found) else found
+        return found if type(found) is Parameter or found is None or not is_lazy(found) else None
 
 
 @dataclass(frozen=True, repr=False)

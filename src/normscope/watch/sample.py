@@ -67,6 +67,10 @@ class Row(NamedTuple):
         divided = Sample.of(sample.values / scale, self.size) if isinstance(sample, Sample) else sample / scale
         return self._replace(sample=divided)
 
+    def at(self, site: Site) -> Row:
+        """The same elements, seen at another site."""
+        return Row(site, self.size, self.sample, self.before)
+
 
 @dataclass(frozen=True, eq=False)
 class Told(Sequence[tuple[Site, Digest]]):
@@ -95,7 +99,10 @@ class Told(Sequence[tuple[Site, Digest]]):
 
 def row_of(site: Site, tensor: Tensor | None, n: int = 8192) -> Row | None:
     """The row of at most `n` elements of `tensor` as it is now; None when there is nothing to read."""
-    return None if tensor is None else _row(site, tensor, n, compiled.gathered(tensor, n))
+    if tensor is None:
+        return None
+    copied = compiled.gathered(tensor, n)
+    return _row(site, tensor, n) if copied is None else Row(site, copied.size, copied) if copied.size else None
 
 
 def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row | None]:
@@ -104,12 +111,14 @@ def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row
     if launch is None:
         return [row_of(site, tensor, n) for site, tensor in pairs]
     found = compiled.gathered_all([tensor for _, tensor in pairs], launch, n)
-    return [_row(site, tensor, n, copied) for (site, tensor), copied in zip(pairs, found)]
+    return [
+        _row(site, tensor, n) if copied is None else Row(site, copied.size, copied) if copied.size else None
+        for (site, tensor), copied in zip(pairs, found)
+    ]
 
 
-def _row(site: Site, tensor: Tensor, n: int, copied: Sample | None) -> Row | None:
-    if copied is not None:
-        return Row(site, copied.size, copied) if copied.size else None
+def _row(site: Site, tensor: Tensor, n: int) -> Row | None:
+    """What torch reads, of a tensor that the loops do not serve."""
     values = readable(tensor)
     if values is None:
         return None
@@ -129,7 +138,7 @@ def change_of(row: Row, now: Row | None) -> Row | None:
         return None
     old, new = row.sample, now.sample
     if isinstance(old, Sample) and isinstance(new, Sample):
-        return now._replace(before=old) if old[2:4] == new[2:4] else None
+        return Row(now.site, now.size, new, old) if old[2:4] == new[2:4] else None
     if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
         return now._replace(sample=new - old)
     return None
@@ -140,21 +149,24 @@ def digests(rows: Sequence[Row]) -> Told:
     known: dict[tuple[int, int], int] = {}  # an input is often the output before it
     ours: list[tuple[Sample, Sample | None]] = []
     torchs: list[tuple[Tensor, int]] = []
-    for row in rows:
-        if (key := (id(row.sample), id(row.before))) in known:
-            continue
-        if isinstance(row.sample, Sample):
-            known[key] = len(ours)
-            ours.append((row.sample, row.before))
-        else:
-            known[key] = ~len(torchs)
-            torchs.append((row.sample, row.size))
+    places: list[int] = []
+    for _, size, sample, before in rows:
+        key = id(sample), id(before)
+        place = known.get(key)
+        if place is None:
+            if isinstance(sample, Sample):
+                place = len(ours)
+                ours.append((sample, before))
+            else:
+                torchs.append((sample, size))
+                place = -len(torchs)
+            known[key] = place
+        places.append(place)
     made = compiled.digests(ours, _team(len(ours)))
     if torchs:
         summaries = summarize([sample for sample, _ in torchs], [size for _, size in torchs], on_device.told)
-        made = Digests.joined([made, Digests.of([Digest.of(summary) for summary in summaries])])
-    places = [known[id(row.sample), id(row.before)] for row in rows]
-    return Told([row.site for row in rows], made.at([at if at >= 0 else len(ours) + ~at for at in places]))
+        made = Digests.joined([made, Digests.of([Digest.of(summary) for summary in reversed(summaries)])])
+    return Told([row[0] for row in rows], made.at(places))
 
 
 def merged(rounds: Iterable[Told]) -> Told:
@@ -202,14 +214,14 @@ def summary_of(tensor: Tensor, channel_axis: int | None, *, quantiles: bool = Fa
     if channel_axis is None or not -tensor.ndim <= channel_axis < tensor.ndim or tensor.ndim < 2:
         digest = compiled.digest(tensor, ELEMENTS)
         if digest is not None:
-            return digest.summary
+            return digest.own
         return replace(Summary.of(strided(tensor, ELEMENTS), tell=on_device.told), size=size)
     if compiled.serves(tensor) and tensor.shape[channel_axis] <= ELEMENTS:
         places = _places(tuple(tensor.shape), tensor.stride(), channel_axis % tensor.ndim)
         found = compiled.digest_by_channel(tensor, places, tensor.shape[channel_axis])
         if found is not None:
             digest, channels, rows = found
-            return replace(digest.summary, channels=channels, quantiles=_quantiles(rows) if quantiles else None)
+            return replace(digest.own, channels=channels, quantiles=_quantiles(rows) if quantiles else None)
     rows = rows_of(tensor, channel_axis)
     return replace(Summary.of(rows, 1, on_device.told), size=size, quantiles=_quantiles(rows) if quantiles else None)
 

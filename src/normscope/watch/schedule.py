@@ -26,6 +26,9 @@ ON_BEAT = 32
 LOAN = 1.0
 """Seconds that may be borrowed at the start. Loading torch takes longer; a run that never pays it back was short."""
 
+PROBES = 4
+"""Runs of the fixed batch that may be borrowed, at most: with that of the first step, five of a run of a thousand."""
+
 
 @dataclass(frozen=True, repr=False)
 class Due(Datum):
@@ -115,7 +118,8 @@ class Budgeted(Datum):
 
     The cost of the first step, the set-up, is given. After it a look is due once what was spent on its kind and what it
     costs fit into its half of ``budget × elapsed``. The steps 1, 2, 4, 8, …, where a network changes fastest and no
-    budget has grown yet, may borrow: together as much as the set-up took, or a second; the later steps pay it back.
+    budget has grown yet, may borrow: together as much as the set-up took, or a second, and for the fixed batch what
+    `PROBES` runs of it take; the later steps pay it back.
     Experiments take at most half of the fixed batch's half.
     """
 
@@ -126,9 +130,10 @@ class Budgeted(Datum):
         if (step - cost.last) * RESOLUTION < step:
             return Due()
         loan = max(cost.setup, LOAN) if step & (step - 1) == 0 else 0.0
-        allowed = (self.budget * cost.elapsed + loan) / 2
+        own = self.budget * cost.elapsed / 2
+        allowed = own + min(loan / 2, PROBES * cost.probe.latest)
         probe = cost.probe.total + cost.experiment.total + cost.probe.latest <= allowed
-        live = probe or cost.live.total + cost.live.latest <= allowed
+        live = probe or cost.live.total + cost.live.latest <= own + loan / 2
         return Due(live, probe, live and 0 < cost.experiment.latest <= allowed / 2 - cost.experiment.total)
 
 

@@ -165,6 +165,7 @@ class Watcher:
         self._losses: list[tuple[int, Tensor]] = []
         self._optimizers = Optimizers(model, self._before_step, self._after_step)
         self._late: set[int] = set()  # the identities of those that did not step in the latest sampled step
+        self._at_begin, self._at_end = RootHook(self._forward_begins), RootHook(self._forward_ends)
         self._root_hooks: list[RemovableHandle] = []
         atexit.register(self.close)
         self._guard("schedule", self._arm, step=first)
@@ -288,16 +289,17 @@ class Watcher:
         first = self._step == self._first
         on_request = not isinstance(self._schedule, Budgeted)
         self._due = Due(True, True, on_request) if first else self._schedule.due(self._step, self._account.cost)
-        self._due = replace(self._due, live=self._due.live and self._observer.live)
+        if not self._observer.live:
+            self._due = replace(self._due, live=False)
         if not self._due.live:
             self._observer.withdraw()
         if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
             self._account.begin()
             self._sampling = True
-            self._root_hooks = [
-                before_forward(self._root, RootHook(self._forward_begins), first=self._sharded),
-                after_forward(self._root, RootHook(self._forward_ends)),
-            ]
+            self._root_hooks = [self._stand_before(), after_forward(self._root, self._at_end)]
+
+    def _stand_before(self) -> RemovableHandle:
+        return before_forward(self._root, self._at_begin, first=self._sharded)
 
     def _forward_begins(self, compiled: bool, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._is_training(module):
@@ -355,7 +357,7 @@ class Watcher:
         if self._optimizers.all_stepped:
             self._end_step()
         elif not self._root_hooks:
-            self._root_hooks = [before_forward(self._root, RootHook(self._forward_begins), first=self._sharded)]
+            self._root_hooks = [self._stand_before()]
 
     def _updated(self, optimizer: Optimizer | None) -> None:
         if self._observer.step is None:  # the optimizer's hook did not come: the update was told by `step`

@@ -31,9 +31,9 @@ class _Pass:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.again: Counter[str] = Counter()
-        self.without_gradient: set[str] = set()
+        self.without_gradient: set[int] = set()  # identities of the plan's sites, as below
         self.forward: list[Row] = []
-        self.backward: dict[str, Row] = {}
+        self.backward: dict[int, Row] = {}
         self.reached = False
         self.forgotten = False  # its gradients are not for us
 
@@ -89,6 +89,7 @@ class Taps:
         self.plan, self._guard, self._hold, self._cleared = plan, guard, hold, cleared
         self._sites = plan.calls
         self._root = root_of(model, plan.sites)
+        self._root_sites = input_of(self._root), self._root.at("gradient")
         self._handles: list[RemovableHandle] = []
         self._leaves: list[RemovableHandle] = []
         self._rounds: list[_Round] = []
@@ -100,10 +101,10 @@ class Taps:
     def attach(self) -> None:
         """Hook the modules."""
         for path, module in self.plan.modules.items():
-            self._handles += (
-                before_forward(module, Hook(partial(self._guard, "taps", self._enter, path))),
-                after_forward(module, Hook(partial(self._guard, "taps", self._leave, path))),
-            )
+            quiet = _leaves_its_input_alone(module)
+            if not quiet:
+                self._handles.append(before_forward(module, Hook(partial(self._guard, "taps", self._enter, path))))
+            self._handles.append(after_forward(module, Hook(partial(self._guard, "taps", self._leave, path, quiet))))
 
     @property
     def attached(self) -> bool:
@@ -115,8 +116,8 @@ class Taps:
         """Of each round: inputs and outputs; gradients of outputs as they came (scaled, under a gradient scaler)."""
         return [
             (
-                [_later(row, calls[row.site.path]) for seen, calls in told for row in seen.forward],
-                [_later(row, calls[row.site.path]) for seen, calls in told for row in seen.backward.values()],
+                [row for seen, calls in told for row in _later(seen.forward, calls)],
+                [row for seen, calls in told for row in _later(seen.backward.values(), calls)],
             )
             for told in self._told()
         ]
@@ -207,7 +208,7 @@ class Taps:
         self._latest = None
         self.running = True
         if self._root.role != "other" and not self._rounds[-1].brief:
-            self._keep(input_of(self._root), first_tensor(given))
+            self._keep(self._root_sites[0], first_tensor(given))
 
     def end(self, output: Any = None, loss: Tensor | None = None) -> None:
         """The forward pass is over; `loss` is what the model itself says it is, until the backward pass tells more."""
@@ -217,7 +218,7 @@ class Taps:
         if main is not None:
             if not seen.brief:
                 self._keep(self._root, main)
-            self._follow(self._root.at("gradient"), main, root=True)
+            self._follow(self._root_sites[1], main, root=True)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._is_observed(path, module):
@@ -226,7 +227,7 @@ class Taps:
         if call < len(sites):
             self._keep(sites[call][0], args[0] if args and type(args[0]) is Tensor else first_tensor((args, kwargs)))
 
-    def _leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, path: str, quiet: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         observed = self._is_observed(path, module)
         if not (observed or in_backward()):
             return
@@ -235,8 +236,10 @@ class Taps:
         call = calls[path]
         if call >= len(sites):
             return
-        _, site, gradient = sites[call]
+        into, site, gradient = sites[call]
         calls[path] = call + 1
+        if quiet and observed and not module.__dict__.get("inplace"):
+            self._keep(into, args[0] if args and type(args[0]) is Tensor else first_tensor((args, kwargs)))
         tensor = output if type(output) is Tensor else first_tensor(output)
         if tensor is None:
             return
@@ -244,8 +247,8 @@ class Taps:
         if observed:
             self._keep(site, tensor)
             if not learns:
-                seen.without_gradient.add(site.key)
-        if learns and (observed or site.key in seen.without_gradient):
+                seen.without_gradient.add(id(site))
+        if learns and (observed or id(site) in seen.without_gradient):
             # Reentrant checkpointing runs a part without gradients first, and again, with them, when they are needed.
             self._follow(gradient, tensor)
 
@@ -262,14 +265,14 @@ class Taps:
         if tensor is None:
             return
         # One module's output is the next one's input: the same object, in which nothing was written since.
-        known, latest = None, self._latest
+        latest = self._latest
         if latest is not None and latest[0]() is tensor and latest[1] == tensor._version:
-            known = latest[2]
-        row = row_of(site, tensor) if known is None else known._replace(site=site)
+            self._now.forward.append(latest[2].at(site))
+            return
+        row = row_of(site, tensor)
         if row is not None:
             self._now.forward.append(row)
-            if known is None:
-                self._latest = None if tensor.is_inference() else (ref(tensor), tensor._version, row)
+            self._latest = None if tensor.is_inference() else (ref(tensor), tensor._version, row)
 
     def _follow(self, site: Site, tensor: Tensor, *, root: bool = False) -> None:
         if not tensor.requires_grad:
@@ -295,22 +298,28 @@ class Taps:
             if of is not self._rounds[0] and self._cleared():
                 for earlier in self._rounds[: self._rounds.index(of)]:
                     earlier.thrown_away = True
-        if site.key not in seen.backward and not of.brief:
+        if id(site) not in seen.backward and not of.brief:
             row = row_of(site, gradient)
             if row is not None:
-                seen.backward[site.key] = row
+                seen.backward[id(site)] = row
         if root and self.root_gradient is None and self._hold(gradient):
             self.root_gradient = gradient.detach().clone()
 
 
-def _later(row: Row, calls: int) -> Row:
-    """The row of a call that comes so many calls later."""
-    return row if calls == 0 else row._replace(site=_site_later(row.site, calls))
+def _leaves_its_input_alone(module: nn.Module) -> bool:
+    """Whether what `module` was called with can be read after the call: of torch's own layers, unless they say else."""
+    plain = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in module.__dict__
+    return plain and not module._modules and not getattr(module, "inplace", False)
+
+
+def _later(rows: Iterable[Row], calls: Counter[str]) -> Iterable[Row]:
+    """The rows of passes before which each path was called so often."""
+    return [row.at(_site_later(row.site, calls[row.site.path])) for row in rows] if calls else rows
 
 
 @lru_cache(maxsize=65536)
 def _site_later(site: Site, calls: int) -> Site:
-    return replace(site, call=site.call + calls)
+    return replace(site, call=site.call + calls) if calls else site
 
 
 def _overflowed(rounds: Iterable[_Round]) -> bool:
