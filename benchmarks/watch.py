@@ -410,13 +410,15 @@ def page(told: dict) -> str:
         "# What watching costs on a CPU",
         "",
         f"`python benchmarks/watch.py`, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} threads of {processor()}.",
+        f"{os.cpu_count()} cores of {processor()}, {memory()}.",
         "Steps of all ways run in turns in one process; ratios to the unwatched steps of the same",
-        f"round, in {told['clock']}: median (range). Ours ends when the record is on the disk. By default steps are",
-        "sampled ever more rarely, so there the median step of a run stands here; what the whole run took is below.",
+        "round: median (range), each network in the time that stands under it. Ours ends when the record is",
+        "on the disk. By default steps are sampled ever more rarely, so there the median step of a run stands here; what",
+        "the whole run took is below.",
         "",
         "| | " + " | ".join(WORDS[name] for name in names) + " |",
         "| --- |" + " --- |" * len(names),
+        "| measured in | " + " | ".join(told["clocks"].get(name, "–") for name in names) + " |",
     ]
     for way in WAYS:
         if way == DEFAULT:
@@ -431,6 +433,10 @@ def page(told: dict) -> str:
 def processor() -> str:
     found = Path("/proc/cpuinfo").read_text().partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
     return found or platform.processor()
+
+
+def memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB of memory"
 
 
 def main() -> None:
@@ -455,10 +461,9 @@ def main() -> None:
     names, parts = asked.models.split(","), asked.only.split(",")
     kept = asked.out / "watch-cpu.json"
     told = json.loads(kept.read_text()) if kept.exists() else {}
-    for part in ("compared", "runs", "notes"):
+    for part in ("compared", "clocks", "runs", "notes"):
         told.setdefault(part, {})
     notes = told["notes"]
-    told["clock"] = clock
     for name in names:
         if "compare" in parts:
             found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
@@ -469,6 +474,7 @@ def main() -> None:
                     for way, each in found.items()
                 }
             told["compared"][name] = {**before, **found}
+            told["clocks"][name] = f"{clock}, {asked.threads} thread{'s' if asked.threads > 1 else ''}"
         if "run" in parts:
             run = told["runs"][name] = run_of(name, asked.steps)
             notes[f"run {name}"] = (
