@@ -413,8 +413,8 @@ def page(told: dict) -> str:
         f"{os.cpu_count()} cores of {processor()}, {memory()}.",
         "Steps of all ways run in turns in one process; ratios to the unwatched steps of the same",
         "round: median (range), each network in the time that stands under it. Ours ends when the record is",
-        "on the disk. By default steps are sampled ever more rarely, so there the median step of a run stands here; what",
-        "the whole run took is below.",
+        "on the disk. By default steps are sampled ever more rarely, so there the median step of a run stands here;",
+        "what the whole run took is below.",
         "",
         "| | " + " | ".join(WORDS[name] for name in names) + " |",
         "| --- |" + " --- |" * len(names),
@@ -464,52 +464,56 @@ def main() -> None:
     for part in ("compared", "clocks", "runs", "notes"):
         told.setdefault(part, {})
     notes = told["notes"]
-    for name in names:
-        if "compare" in parts:
-            found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
-            before = told["compared"].get(name, {})
-            if asked.more:
-                found = {
-                    way: [*before[way], *each] if isinstance(each, list) and isinstance(before.get(way), list) else each
-                    for way, each in found.items()
-                }
-            told["compared"][name] = {**before, **found}
-            told["clocks"][name] = f"{clock}, {asked.threads} thread{'s' if asked.threads > 1 else ''}"
-        if "run" in parts:
-            run = told["runs"][name] = run_of(name, asked.steps)
-            notes[f"run {name}"] = (
-                f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
-                f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
-                f"together {run['rest']:.3f} ×."
+    try:
+        for name in names:
+            if "compare" in parts:
+                found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
+                before = told["compared"].get(name, {})
+                if asked.more:
+                    found = {
+                        way: [*before[way], *each]
+                        if isinstance(each, list) and isinstance(before.get(way), list)
+                        else each
+                        for way, each in found.items()
+                    }
+                told["compared"][name] = {**before, **found}
+                told["clocks"][name] = f"{clock}, {asked.threads} thread{'s' if asked.threads > 1 else ''}"
+            if "run" in parts:
+                run = told["runs"][name] = run_of(name, asked.steps)
+                notes[f"run {name}"] = (
+                    f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
+                    f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
+                    f"together {run['rest']:.3f} ×."
+                )
+            if "disk" in parts:
+                size, sites = disk(name, 40)
+                notes[f"disk {name}"] = (
+                    f"- {WORDS[name]}: {size * 25 / 1e6:.0f} MB on disk per 1,000 steps at every=1, of {sites} sites: "
+                    f"{size * 25 / sites / 1e3:.0f} kB a site."
+                )
+            if "memory" in parts:
+                plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
+                notes[f"memory {name}"] = (
+                    f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
+                    f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
+                    f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
+                )
+        if "query" in parts:
+            opened, size = query(asked.record, 1000, 2000)
+            notes["query"] = (
+                f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {opened:.2f} s to open it and have a first "
+                "series, in a fresh process."
             )
-        if "disk" in parts:
-            size, sites = disk(name, 40)
-            notes[f"disk {name}"] = (
-                f"- {WORDS[name]}: {size * 25 / 1e6:.0f} MB on disk per 1,000 steps at every=1, of {sites} sites: "
-                f"{size * 25 / sites / 1e3:.0f} kB a site."
+        if "attach" in parts:
+            attached, first = attach(10_000)
+            notes["attach"] = (
+                f"- A model of 10,000 layers: attached in {attached:.2f} s, its first step {first:.1f} s longer."
             )
-        if "memory" in parts:
-            plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
-            notes[f"memory {name}"] = (
-                f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
-                f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
-                f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
-            )
-    if "query" in parts:
-        opened, size = query(asked.record, 1000, 2000)
-        notes["query"] = (
-            f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {opened:.2f} s to open it and have a first "
-            "series, in a fresh process."
-        )
-    if "attach" in parts:
-        attached, first = attach(10_000)
-        notes["attach"] = (
-            f"- A model of 10,000 layers: attached in {attached:.2f} s, its first step {first:.1f} s longer."
-        )
-    asked.out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(told, indent=1))
-    (asked.out / "watch-cpu.md").write_text(page(told))
-    print(page(told))
+    finally:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(told, indent=1))
+        (asked.out / "watch-cpu.md").write_text(page(told))
+        print(page(told))
 
 
 if __name__ == "__main__":
