@@ -14,7 +14,7 @@ def test_lanes_round_to_bfloat16_as_torch_does():
     @numba.njit
     def rounded(x, y):
         for i in range(0, len(x), LANES):
-            put(y, i, lanes(x, i))
+            put(y, i, lanes(x, i))  # pyright: ignore[reportCallIssue]
 
     # every upper half with lower halves about the tie; among them zeros, what is below 1e-38, infinities and NaN
     lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])

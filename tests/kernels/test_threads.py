@@ -9,10 +9,10 @@ import normscope as ns
 
 pytest.importorskip("numba")
 CASES = {
-    "batch": (ns.NormSpec("NS", "batch", "batch"), (2, 200, 33, 31)),
-    "instance": (ns.NormSpec("S", "input", "input"), (25, 8, 32, 32)),
-    "group, channels last": (ns.NormSpec("CS", "input", "input", 2, "channels_last"), (70, 9, 6)),
-    "layer": (ns.NormSpec("C", "input", "input", layout="channels_last"), (1100, 96)),
+    "batch": (ns.NormSpec(frozenset("NS"), "batch", "batch"), (2, 200, 33, 31)),
+    "instance": (ns.NormSpec(frozenset("S"), "input", "input"), (25, 8, 32, 32)),
+    "group, channels last": (ns.NormSpec(frozenset("CS"), "input", "input", 2, "channels_last"), (70, 9, 6)),
+    "layer": (ns.NormSpec(frozenset("C"), "input", "input", layout="channels_last"), (1100, 96)),
 }
 
 

@@ -112,7 +112,7 @@ def differentiated(
     packed, kept = _packed(problem, form, operands, mean, var)
     dx, dr = fresh.like(x), fresh.like(x) if way > 0 else None
     parts = room(2 * form.samples * form.channels, dtype=torch.float64)
-    of_affine = affine(form.channels, operands[1:3], packed)
+    of_affine = affine(form.channels, operands.weight, operands.bias, packed)
     packed[11], packed[17], packed[29] = dx.data_ptr(), grad.data_ptr(), _past(form, dx)
     packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * form.samples * form.channels
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())

@@ -23,6 +23,7 @@ OWN = 1  # the word that holds the address of the words
 _LINE, _LARGE = 64, 1 << 22  # bytes
 DONE = WORDS - 1  # the word where tasks that are done are counted
 room = functools.partial(torch.empty, device="cpu")  # whatever the user's default is
+_Affine = Callable[[], "tuple[Tensor | None, Tensor | None]"]
 
 
 def missing() -> str | None:
@@ -69,11 +70,11 @@ def past(*written: Tensor) -> bool:
     return all(y.data_ptr() % _LINE == 0 and y.numel() * y.element_size() >= _LARGE for y in written)
 
 
-def affine(channels: int, like: tuple[Tensor | None, Tensor | None], packed: Any) -> Callable[[], Any]:
+def affine(channels: int, weight: Tensor | None, bias: Tensor | None, packed: Any) -> _Affine:
     """Room for the gradients of weight and bias, told to a kernel; afterwards they are asked for, in their dtypes."""
-    made = [room(channels, dtype=torch.float32) for _ in like]
-    packed[31], packed[32] = made[0].data_ptr(), made[1].data_ptr()
-    return lambda: [None if one is None else of.to(one.dtype) for one, of in zip(like, made)]
+    dw, db = room(channels, dtype=torch.float32), room(channels, dtype=torch.float32)
+    packed[31], packed[32] = dw.data_ptr(), db.data_ptr()
+    return lambda: (None if weight is None else dw.to(weight.dtype), None if bias is None else db.to(bias.dtype))
 
 
 def words(values: dict[int, int], eps: float = 0.0) -> Any:

@@ -71,7 +71,7 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     packed, kept = _packed(problem, operands, x.numel() // problem.channels, made.mean, made.var)
     dx, dr = fresh.like(x), fresh.like(x) if way else None
     parts = room(2, packed[2] * problem.channels, dtype=torch.float64)
-    of_affine = affine(problem.channels, operands[1:3], packed)
+    of_affine = affine(problem.channels, operands.weight, operands.bias, packed)
     more = y if way == 1 else operands.residual if way == 2 else None
     packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
     packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * packed[2] * problem.channels
