@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import string_at
 from functools import lru_cache
 from math import prod
@@ -46,7 +46,7 @@ _missing: str | None = None
 
 
 def prepare() -> str | None:
-    """Load the loops: half a second, and about twelve when they are first compiled on a machine.
+    """Load the loops: a third of a second, and about five when they are first compiled on a machine.
 
     Returns None when they are there, else why not; then `gathered` and `digest` give None, and torch computes.
     """
@@ -191,8 +191,19 @@ def digests(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | No
     Each is of at most `MOST` elements. launch: ``launch(C function, its words, tasks)`` has several threads run it;
     without it this thread does all.
     """
+    if len(widths := {sample.bytes for sample, _ in samples}) > 1:
+        found = {at: digest for width in widths for at, digest in _of_width(samples, width, launch)}
+        return Digests.of([found[at] for at in range(len(samples))])
     parts = [_told(samples[start : start + AT_ONCE], launch) for start in range(0, len(samples), AT_ONCE)]
     return parts[0] if len(parts) == 1 else Digests.joined(parts)
+
+
+def _of_width(
+    samples: Sequence[tuple[Sample, Sample | None]], width: int, launch: Launch | None
+) -> Iterator[tuple[int, Digest]]:
+    """The digests of those whose elements have so many bytes, with their places."""
+    places = [at for at, (sample, _) in enumerate(samples) if sample.bytes == width]
+    return zip(places, digests([samples[at] for at in places], launch))
 
 
 def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None) -> Digests:
@@ -205,10 +216,11 @@ def _told(samples: Sequence[tuple[Sample, Sample | None]], launch: Launch | None
         for (_, address, width, elements, _), before in samples
     ]
     words[:7] = array("q", (0, room.where, count, *room.places, _BYTES))
+    tell = _loops.tell if samples[0][0].bytes == 4 else _loops.tell_wide()
     if launch is None:
-        _loops.tell.ctypes(room.where)
+        tell.ctypes(room.where)
     else:
-        launch(_loops.tell, words, count)
+        launch(tell, words, count)
     codes, lengths = room.places[2], known[:count, 4].tolist()
     told = list(map(string_at, range(codes, codes + count * _BYTES, _BYTES), lengths))
     return Digests(room.numbers[:count].copy(), told, [sample[4] for sample, _ in samples])

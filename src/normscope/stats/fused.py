@@ -9,6 +9,7 @@ Memory is told by its address: making a NumPy array of a tensor costs as much as
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba as nb
@@ -307,41 +308,58 @@ def gather_all(argument: Any) -> None:
         _gathered(row[0], row[1], row[2], nb.carray(_int64(row[3]), (row[4],)), row[5], row[6])
 
 
+def _telling(pointer: Any, told: Any) -> Any:
+    @nb.njit
+    def tell_all(argument: Any) -> None:
+        address = _address(argument)
+        words = nb.carray(_int64(address), (WORDS,))
+        count = words[2]
+        samples = nb.carray(_int64(words[3]), (count, 5))
+        numbers = nb.carray(_float64(words[4]), (count, NUMBERS))
+        codes = nb.carray(_uint8(words[5]), (count, words[6]))
+        parts, counts = np.empty((4, CELLS), np.uint16), np.empty(CELLS, np.uint32)
+        cells = np.empty(8192, np.uint16)
+        while True:
+            at = _next(address)
+            if at >= count:
+                break
+            size, start, before = samples[at, 1], samples[at, 2], samples[at, 3]
+            if cells.size < size:
+                cells = np.empty(size, np.uint16)
+            x = nb.carray(pointer(start), (size,))
+            x = _less(x, nb.carray(pointer(before), (size,))) if before else x
+            samples[at, 4] = told(x, cells[:size], parts, counts, numbers[at], codes[at])
+
+    return tell_all
+
+
+_tell32, _tell64 = _telling(_float32, _told32), _telling(_float64, _told64)
+
+
 @nb.cfunc(nb.void(types.voidptr), cache=True, error_model="numpy")
 def tell(argument: Any) -> None:
-    """The digests of many samples, by any number of threads at once; each takes the next sample until none is left.
+    """The digests of many samples of float32, by any number of threads at once; each takes the next until none is left.
 
     The argument is an array of `WORDS` words: the number of samples taken; its own address; the number of samples;
     then addresses of arrays with one entry a sample: (bytes of an element, elements, address, address of what is to be
     subtracted or 0, bytes written to its code), 5 words each; numbers (`NUMBERS` float64 each); codes, and the bytes
     that each has room for.
     """
-    address = _address(argument)
-    words = nb.carray(_int64(address), (WORDS,))
-    count = words[2]
-    samples = nb.carray(_int64(words[3]), (count, 5))
-    numbers = nb.carray(_float64(words[4]), (count, NUMBERS))
-    codes = nb.carray(_uint8(words[5]), (count, words[6]))
-    parts, counts = np.empty((4, CELLS), np.uint16), np.empty(CELLS, np.uint32)
-    cells = np.empty(8192, np.uint16)
-    while True:
-        at = _next(address)
-        if at >= count:
-            break
-        width, size, start, before = samples[at, 0], samples[at, 1], samples[at, 2], samples[at, 3]
-        if cells.size < size:
-            cells = np.empty(size, np.uint16)
-        if width == 8:
-            wide = nb.carray(_float64(start), (size,))
-            wide = _less(wide, nb.carray(_float64(before), (size,))) if before else wide
-            samples[at, 4] = _told64(wide, cells[:size], parts, counts, numbers[at], codes[at])
-        else:
-            x = nb.carray(_float32(start), (size,))
-            x = _less(x, nb.carray(_float32(before), (size,))) if before else x
-            samples[at, 4] = _told32(x, cells[:size], parts, counts, numbers[at], codes[at])
+    _tell32(argument)
 
 
-@nb.njit([nb.void(nb.float32[:, ::1], nb.float64[:, ::1]), nb.void(nb.float64[:, ::1], nb.float64[:, ::1])], cache=True)
+@cache
+def tell_wide() -> Any:
+    """The same of float64, which few trainings have: compiled when it is first asked for."""
+
+    @nb.cfunc(nb.void(types.voidptr), cache=True, error_model="numpy")
+    def tell(argument: Any) -> None:
+        _tell64(argument)
+
+    return tell
+
+
+@nb.njit(cache=True)
 def channels(sample: Any, moments: Any) -> None:
     """Count, mean and M2 of the finite values of each column of `sample` (R, C), into `moments` (3, C)."""
     _channels(sample, moments)
