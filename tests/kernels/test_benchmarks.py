@@ -117,4 +117,4 @@ def test_the_fitted_table_is_what_dispatch_chooses_by(kernels, monkeypatch, tmp_
     case = next(case for case in chosen if case.elements > 1 << 20 and case.activation)
     shape = (case.shape[0] // 2, *case.shape[1:])
     between = Problem(case.spec.but(activation="leaky_relu"), shape, getattr(torch, case.dtype), case.memory)
-    assert costs.cost("aten", between) == pytest.approx(10 + 1e-3 * between.elements, rel=0.02)
+    assert costs.cost("aten", between) == pytest.approx(10 + 1e-3 * between.elements(), rel=0.02)

@@ -68,7 +68,7 @@ def operators():
         yield torch.ops.normscope.fused, (*tensors, *words)
         with torch.no_grad():
             y, mean, var = torch.ops.normscope.fused(*tensors, *words)
-        kept = problem.keeps
+        kept = problem.keeps()
         x, weight, bias, added = these
         saved = (x, weight, bias, added if kept == "residual" else None, None, None, y if kept == "y" else None)
         saved = [None if one is None else one.detach().requires_grad_() for one in saved]

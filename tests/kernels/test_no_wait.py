@@ -89,7 +89,7 @@ def test_forward_and_backward(launched, over, shape, fields, residual):
     served = [one for one in fused.OFFERS if one.name == "triton" and one.refuses(problem) is None]
     assert len(served) == 1
     made = served[0].forward(problem, these)
-    y = made.y if problem.keeps == "y" else None
+    y = made.y if problem.keeps() == "y" else None
     back = served[0].backward(problem, these, y, made, torch.empty_like(these.x))
     assert made.y.shape == back.x.shape == these.x.shape and back.weight.shape == these.weight.shape
     assert len(launched) >= 2

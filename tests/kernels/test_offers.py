@@ -201,7 +201,7 @@ def test_an_offer_equals_the_reference(name, case):
     rounding = 2.0**-8 if case.dtype is BF16 else 2e-6
     if name == "aten":  # it rounds after each operation, and μ to float32, in which 1e4 has a step of 1e-3
         rounding = 1e-2 if case.fill == "far" else 4 * rounding
-    cells = these.x.numel() / max(1, problem.statistics)
+    cells = these.x.numel() / max(1, problem.statistics())
     floor = case.spec.eps**-0.5 if cells == 1 else 1e-30  # of one cell the gradient is zero, but for rounding
     if name == "aten" and case.dtype is BF16 and case.activation:
         found, wanted = found[:1], wanted[:1]  # rounded first, a sum falls on the other side of a corner

@@ -108,7 +108,7 @@ def test_native_is_the_formula(name, shape):
         own = measure(x, spec)
         torch.testing.assert_close(y, wanted)
         torch.testing.assert_close(seen.mean, own.mean.mean(0, keepdim=True).detach())
-        torch.testing.assert_close(seen.unbiased, own.unbiased.mean(0, keepdim=True).detach())
+        torch.testing.assert_close(seen.unbiased(), own.unbiased().mean(0, keepdim=True).detach())
     leaves = [leaf for leaf in (x, weight, bias) if leaf is not None]
     upstream = torch.randn_like(wanted)
     for one, other in zip(

@@ -91,11 +91,11 @@ def _expected(name: str, problem: Problem, kind: str) -> float | None:
     points = COSTS.get((*key, kind)) or COSTS.get((*key, "relu"))
     if points is None:
         return None
-    found = _at(points, problem.elements)
+    found = _at(points, problem.elements())
     if problem.residual:
         with_sum, without = COSTS.get((*key, "relu + residual")), COSTS.get((*key, "relu"))
         if with_sum is not None and without is not None:
-            found += _at(with_sum, problem.elements) - _at(without, problem.elements)
+            found += _at(with_sum, problem.elements()) - _at(without, problem.elements())
     return found
 
 

@@ -153,7 +153,7 @@ def _in_words(problem: Problem) -> str:
 def _why(problem: Problem) -> str:
     if forced() is not None:
         return f'`using("{forced()}")` asks for it'
-    if problem.elements < LEAST:
+    if problem.elements() < LEAST:
         return f"below {LEAST:,} numbers the call itself is what costs"
     if problem.device == "cuda" and not measured("cuda"):
         return 'nothing has been measured on CUDA yet, so it is torch\'s own; `using("triton")` asks for the other'

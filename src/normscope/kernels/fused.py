@@ -82,7 +82,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, offer: Offer, problem: Problem, *tensors: Any) -> Any:
         x, weight, bias, residual, given_mean, given_var = tensors
         y, mean, var = _forward(offer, problem, Operands(x, weight, bias, residual, None, given_mean, given_var))
-        kept = problem.keeps
+        kept = problem.keeps()
         ctx.offer, ctx.problem = offer, problem
         ctx.save_for_backward(
             x, weight, bias, residual if kept == "residual" else None, given_mean, given_var,
@@ -116,7 +116,7 @@ def by_reference(
     formula: Callable[..., Tensor] = reference.normalize,
 ) -> Gradients:
     """The gradients as a graph that can be differentiated again, by differentiating the formula."""
-    spec, kept = problem.spec, problem.keeps
+    spec, kept = problem.spec, problem.keeps()
     # aliases, so that one operand made of another does not count twice
     aliases = [value if value is None else value.view_as(value) for value in operands[:4]]
     x, weight, bias, residual = (

@@ -53,6 +53,8 @@ class Operands(NamedTuple):
 class Problem(NamedTuple):
     """One call without its numbers: all that an offer may look at before it says yes or no.
 
+    What follows from its fields are methods, as in `Statistics`: torch.compile before 2.8 sees no property of a tuple.
+
     Attributes:
         spec: the description, with the activation.
         shape: of the input.
@@ -104,12 +106,10 @@ class Problem(NamedTuple):
             _odd(operands),
         )
 
-    @property
     def casts_first(self) -> bool:
         """Whether x̂ is rounded to the dtype of the input before g: nothing is lost where that is float32 or wider."""
         return self.spec.cast == "normalized" and self.dtype not in (torch.float32, torch.float64)
 
-    @property
     def keeps(self) -> str | None:
         """What is kept for the backward pass beside the input: "y", "residual" or nothing.
 
@@ -119,7 +119,6 @@ class Problem(NamedTuple):
             return None
         return "y" if self.spec.activation in SIGNED else "residual"
 
-    @property
     def elements(self) -> int:
         """How many numbers the input holds."""
         count = 1
@@ -127,19 +126,17 @@ class Problem(NamedTuple):
             count *= size
         return count
 
-    @property
     def channels(self) -> int:
         """C."""
         return self.shape[1 if self.spec.layout == "channels_first" else -1]
 
-    @property
     def statistics(self) -> int:
         """How many pairs of μ and σ there are."""
-        count = self.spec.groups if "C" in self.spec.over else self.channels
+        count = self.spec.groups if "C" in self.spec.over else self.channels()
         if "N" not in self.spec.over:
             count *= self.shape[0]
         if "S" not in self.spec.over:
-            count *= self.elements // max(1, self.shape[0] * self.channels)
+            count *= self.elements() // max(1, self.shape[0] * self.channels())
         return count
 
 

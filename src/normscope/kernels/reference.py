@@ -36,12 +36,10 @@ class Statistics(NamedTuple):
     size: Tensor | int
     corrected: bool = False
 
-    @property
     def biased(self) -> Tensor:
         """The variance divided by the size."""
         return self.var / self._correction() if self.corrected else self.var
 
-    @property
     def unbiased(self) -> Tensor:
         """The variance divided by size − 1; of a single cell, which shows no spread, the biased one (zero)."""
         return self.var if self.corrected else self.var * self._correction()

@@ -57,13 +57,13 @@ class _Together(torch.autograd.Function):
         operands = Operands(*tensors)
         x, weight, bias, residual = tensors
         assert offer.stages is not None and offer.forward is not None
-        nothing = torch.zeros(3, problem.channels, dtype=torch.float64, device=x.device)
-        own = offer.stages.moments(problem, operands) if problem.elements else nothing
+        nothing = torch.zeros(3, problem.channels(), dtype=torch.float64, device=x.device)
+        own = offer.stages.moments(problem, operands) if problem.elements() else nothing
         mean, var, total = merged(gather(own))
         y = torch.empty_like(x)
-        if problem.elements:
+        if problem.elements():
             y = offer.forward(problem._replace(given=True), operands._replace(mean=mean, var=var)).y
-        kept = problem.keeps
+        kept = problem.keeps()
         ctx.rest = offer, problem, gather, formula
         ctx.save_for_backward(
             x, weight, bias, residual if kept == "residual" else None, y if kept == "y" else None, mean, var, total
@@ -90,13 +90,13 @@ def _backward(
 ) -> Gradients:
     x, weight, bias = operands[:3]
     given = problem._replace(given=True)
-    nothing = torch.zeros(2, problem.channels, dtype=torch.float64, device=x.device)
-    own = stages.sums(given, operands, y, grad) if problem.elements else nothing
+    nothing = torch.zeros(2, problem.channels(), dtype=torch.float64, device=x.device)
+    own = stages.sums(given, operands, y, grad) if problem.elements() else nothing
     share = gather(own).sum(0) / total.clamp(min=1)
     if weight is not None:
         share = share * (weight + problem.spec.weight_offset)
-    made = Gradients(torch.empty_like(x), residual=torch.empty_like(x) if problem.keeps else None)
-    if problem.elements:
+    made = Gradients(torch.empty_like(x), residual=torch.empty_like(x) if problem.keeps() else None)
+    if problem.elements():
         made = stages.returned(given, operands, y, grad, *share.float())
     if problem.residual and problem.spec.activation is None:
         made = made._replace(residual=grad)

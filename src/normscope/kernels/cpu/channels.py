@@ -54,7 +54,7 @@ def _supports(problem: Problem) -> str | None:
         return "given statistics of groups are not those of single channels"
     if not spec.center or spec.scale != "std" or spec.eps is None or spec.eps_place != "inside":
         return "it centres, and divides by the standard deviation with eps inside the root"
-    if spec.weight_offset or problem.casts_first:
+    if spec.weight_offset or problem.casts_first():
         return "it has no weight offset and casts last"
     if spec.activation not in _ACTIVATIONS:
         return f"it has no {spec.activation}"
@@ -98,7 +98,7 @@ def made(problem: Problem, operands: Operands, y: Tensor) -> Made:
 
 
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
-    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
+    way = {None: 0, "y": 1, "residual": 2}[problem.keeps()]
     return differentiated(problem, operands, y if way == 1 else operands.residual, made, grad, way)
 
 

@@ -96,7 +96,7 @@ def _lost(problem: Problem, weight: Tensor | None, bias: Tensor | None) -> Tenso
     lost = ~(size > least) | (size < torch.finfo(torch.float32).tiny)
     if "C" in problem.spec.over:
         lost = lost.unflatten(0, (problem.spec.groups, -1)).any(1, keepdim=True)
-        lost = lost.expand(-1, problem.channels // problem.spec.groups).flatten()
+        lost = lost.expand(-1, problem.channels() // problem.spec.groups).flatten()
     return lost.nonzero().flatten() if lost.any() else None
 
 
@@ -106,7 +106,7 @@ def _part(
     """The problem of some channels alone: of whole groups, where groups share statistics."""
     spec, places = problem.spec, lost
     if "C" in spec.over:
-        inner = problem.channels // spec.groups
+        inner = problem.channels() // spec.groups
         places = lost[::inner] // inner
         spec = spec.but(groups=len(places))
     if "N" not in spec.over:

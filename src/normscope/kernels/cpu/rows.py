@@ -26,7 +26,7 @@ def _supports(problem: Problem) -> str | None:
         return f"it takes statistics over the channels, not over {''.join(sorted(spec.over)) or 'nothing'}"
     if not _is_rms(problem) and not (spec.center and spec.scale == "std"):
         return "it divides by the standard deviation about the mean, or by the root mean square"
-    if spec.eps_place != "inside" or problem.casts_first:
+    if spec.eps_place != "inside" or problem.casts_first():
         return "it has eps inside the root and casts last"
     if spec.activation not in _ACTIVATIONS:
         return f"it has no {spec.activation}"
@@ -54,7 +54,7 @@ def _is_rows(problem: Problem) -> bool:
 
 def _forward(problem: Problem, operands: Operands) -> Made:
     x, residual = operands.x, operands.residual
-    rows = x.numel() // problem.channels
+    rows = x.numel() // problem.channels()
     y, mean, var = fresh.like(x), *(room(rows, dtype=torch.float64) for _ in range(2))
     packed, kept = _packed(problem, operands, rows, mean, var)
     packed[11], packed[29] = y.data_ptr(), past(y) and _is_lines(problem)
@@ -67,14 +67,14 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
     x = operands.x
-    way = {None: 0, "y": 1, "residual": 2}[problem.keeps]
-    packed, kept = _packed(problem, operands, x.numel() // problem.channels, made.mean, made.var)
+    way = {None: 0, "y": 1, "residual": 2}[problem.keeps()]
+    packed, kept = _packed(problem, operands, x.numel() // problem.channels(), made.mean, made.var)
     dx, dr = fresh.like(x), fresh.like(x) if way else None
-    parts = room(2, packed[2] * problem.channels, dtype=torch.float64)
-    of_affine = affine(problem.channels, operands.weight, operands.bias, packed)
+    parts = room(2, packed[2] * problem.channels(), dtype=torch.float64)
+    of_affine = affine(problem.channels(), operands.weight, operands.bias, packed)
     more = y if way == 1 else operands.residual if way == 2 else None
     packed[11], packed[17] = dx.data_ptr(), grad.data_ptr()
-    packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * packed[2] * problem.channels
+    packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * packed[2] * problem.channels()
     packed[29] = past(*(made for made in (dx, dr) if made is not None)) and _is_lines(problem)
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     half = x.dtype is torch.bfloat16
@@ -85,12 +85,12 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
 
 def _is_lines(problem: Problem) -> bool:
     """Whether every row begins with a line of memory, if the first one does."""
-    return problem.channels * problem.dtype.itemsize % 64 == 0
+    return problem.channels() * problem.dtype.itemsize % 64 == 0
 
 
 def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
     """The words that the kernels read, and the tensors behind them, which must live as long."""
-    channels = problem.channels
+    channels = problem.channels()
     weight, bias = plain(operands.weight, channels, 1.0), plain(operands.bias, channels, 0.0)
     weight = weight + problem.spec.weight_offset if problem.spec.weight_offset else weight
     panel = max(_PANEL, -(-rows // _TASKS))

@@ -14,9 +14,9 @@ def _supports(problem: Problem) -> str | None:
         return "ATen counts all cells, masked or not"
     if (problem.told or problem.given) and "C" in problem.spec.over:
         return "ATen takes and tells statistics of single channels only"
-    if problem.elements <= problem.statistics and not problem.given and problem.spec.center:
+    if problem.elements() <= problem.statistics() and not problem.given and problem.spec.center:
         return "ATen refuses one cell a statistic"
-    return native.refuses(problem.spec, problem.casts_first)
+    return native.refuses(problem.spec, problem.casts_first())
 
 
 def _run(problem: Problem, operands: Operands) -> tuple[Tensor, Statistics | None]:

@@ -111,7 +111,7 @@ def refuses(problem: Problem) -> str | None:
     spec = problem.spec
     if problem.device != "cuda" and not (problem.device == "cpu" and interpreted()):
         return f"it computes on CUDA, not on {problem.device}"
-    if spec.eps_place != "inside" or problem.casts_first:
+    if spec.eps_place != "inside" or problem.casts_first():
         return "it has eps inside the root and casts last"
     if spec.activation not in ACTIVATIONS:
         return f"it has no {spec.activation}"

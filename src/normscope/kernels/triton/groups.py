@@ -52,7 +52,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 
 
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
-    shape, x, kept = form(problem), operands.x, problem.keeps
+    shape, x, kept = form(problem), operands.x, problem.keeps()
     if not _alone(shape):
         return sweeps.backward(problem, shape, operands, y, made, grad)
     kernels = loops("groups")

@@ -46,7 +46,7 @@ def _side_by_side(problem: Problem) -> bool:
 
 def _forward(problem: Problem, operands: Operands) -> Made:
     kernels = loops("rows")
-    x, channels = operands.x, problem.channels
+    x, channels = operands.x, problem.channels()
     rows = x.numel() // channels
     y = room(x)
     mean, var = fresh_statistics(x, rows)
@@ -61,7 +61,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
     kernels = loops("rows")
-    x, channels, kept = operands.x, problem.channels, problem.keeps
+    x, channels, kept = operands.x, problem.channels(), problem.keeps()
     rows = x.numel() // channels
     tile = _tile(channels, _LONG_BACK)
     long = tile["BC"] < channels

@@ -124,7 +124,7 @@ def returned(
     """The gradients of the input and the residual; without means, those of a given μ and σ²."""
     x = operands.x
     more, words = _more(problem, form, operands, y)
-    dx, dr = room(x), room(x) if problem.keeps else None
+    dx, dr = room(x), room(x) if problem.keeps() else None
     with on(x):
         loops("channels").mapped_back[form.samples * form.tiles, _cut(form).columns](
             x, grad, more, flat(operands.weight), flat(operands.bias), operands.mean, operands.var, of_scale, of_centre,
@@ -135,7 +135,7 @@ def returned(
 
 def _more(problem: Problem, form: Form, operands: Operands, y: Tensor | None) -> tuple[Tensor | None, dict[str, Any]]:
     """What was kept beside the input, and the words of the kernels that read it."""
-    kept = problem.keeps
+    kept = problem.keeps()
     more = y if kept == "y" else operands.residual if kept else None
     return more, {"KIND": problem.spec.activation, "KEPT": kept, **tiled(form)}
 

@@ -81,7 +81,7 @@ class Running(Given):
     def learn(self, state: Mapping[str, Tensor], spec: NormSpec, seen: Statistics) -> None:
         """Blend in one batch, or the merge of `spec.accumulate` micro-batches when it is complete."""
         at_once = spec.unbiased and self.averages and spec.accumulate == 1
-        mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased if at_once else seen.biased, seen)
+        mean, var = _per_channel(seen.mean, seen), _per_channel(seen.unbiased() if at_once else seen.biased(), seen)
         total = (mean + var).sum(dtype=torch.promote_types(mean.dtype, torch.float32))
         count = seen.size
         if isinstance(count, int) and spec.accumulate == 1 and _on_host(total):
@@ -101,7 +101,7 @@ class Running(Given):
         if spec.accumulate > 1:
             mean, var, count, kept = _accumulated(state, spec, Statistics(mean, var, count), kept)
             if spec.unbiased and self.averages:
-                var = Statistics(mean, var, count).unbiased
+                var = Statistics(mean, var, count).unbiased()
             some = kept
         if "N" in spec.over:  # torch's InstanceNorm holds the count and does not count
             state["num_batches_tracked"].add_(some)
