@@ -439,6 +439,53 @@ def memory() -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB of memory"
 
 
+def measure(asked: argparse.Namespace, told: dict, clock: str) -> None:
+    """Put what is asked for into what is `told`, part by part."""
+    names, parts, notes = asked.models.split(","), asked.only.split(","), told["notes"]
+    for name in names:
+        if "compare" in parts:
+            found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
+            before = told["compared"].get(name, {})
+            if asked.more:
+                found = {
+                    way: [*before[way], *each] if isinstance(each, list) and isinstance(before.get(way), list) else each
+                    for way, each in found.items()
+                }
+            told["compared"][name] = {**before, **found}
+            told["clocks"][name] = f"{clock}, {asked.threads} thread{'s' if asked.threads > 1 else ''}"
+        if "run" in parts:
+            run = told["runs"][name] = run_of(name, asked.steps)
+            notes[f"run {name}"] = (
+                f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
+                f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
+                f"together {run['rest']:.3f} ×."
+            )
+        if "disk" in parts:
+            size, sites = disk(name, 40)
+            notes[f"disk {name}"] = (
+                f"- {WORDS[name]}: {size * 25 / 1e6:.0f} MB on disk per 1,000 steps at every=1, of {sites} sites: "
+                f"{size * 25 / sites / 1e3:.0f} kB a site."
+            )
+        if "memory" in parts:
+            plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
+            notes[f"memory {name}"] = (
+                f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
+                f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
+                f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
+            )
+    if "query" in parts:
+        opened, size = query(asked.record, 1000, 2000)
+        notes["query"] = (
+            f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {opened:.2f} s to open it and have a first "
+            "series, in a fresh process."
+        )
+    if "attach" in parts:
+        attached, first = attach(10_000)
+        notes["attach"] = (
+            f"- A model of 10,000 layers: attached in {attached:.2f} s, its first step {first:.1f} s longer."
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="mlp,encoder,resnet")
@@ -458,57 +505,12 @@ def main() -> None:
     global CLOCK
     CLOCK, clock = CLOCKS[asked.clock]
     torch.set_num_threads(asked.threads)
-    names, parts = asked.models.split(","), asked.only.split(",")
     kept = asked.out / "watch-cpu.json"
     told = json.loads(kept.read_text()) if kept.exists() else {}
     for part in ("compared", "clocks", "runs", "notes"):
         told.setdefault(part, {})
-    notes = told["notes"]
     try:
-        for name in names:
-            if "compare" in parts:
-                found = compare(name, asked.rounds, asked.ways.split(","), asked.seconds)
-                before = told["compared"].get(name, {})
-                if asked.more:
-                    found = {
-                        way: [*before[way], *each]
-                        if isinstance(each, list) and isinstance(before.get(way), list)
-                        else each
-                        for way, each in found.items()
-                    }
-                told["compared"][name] = {**before, **found}
-                told["clocks"][name] = f"{clock}, {asked.threads} thread{'s' if asked.threads > 1 else ''}"
-            if "run" in parts:
-                run = told["runs"][name] = run_of(name, asked.steps)
-                notes[f"run {name}"] = (
-                    f"- {WORDS[name]}: {run['steps']} steps by default ({run['seconds']:.0f} s unwatched), in turns of 50: "
-                    f"median step {run['median']:.3f} ×; the first took as long as {run['first']:.0f}, all others "
-                    f"together {run['rest']:.3f} ×."
-                )
-            if "disk" in parts:
-                size, sites = disk(name, 40)
-                notes[f"disk {name}"] = (
-                    f"- {WORDS[name]}: {size * 25 / 1e6:.0f} MB on disk per 1,000 steps at every=1, of {sites} sites: "
-                    f"{size * 25 / sites / 1e3:.0f} kB a site."
-                )
-            if "memory" in parts:
-                plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
-                notes[f"memory {name}"] = (
-                    f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
-                    f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
-                    f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
-                )
-        if "query" in parts:
-            opened, size = query(asked.record, 1000, 2000)
-            notes["query"] = (
-                f"- A record of 1,000 sites × 2,000 steps: {size / 1e9:.2f} GB, {opened:.2f} s to open it and have a first "
-                "series, in a fresh process."
-            )
-        if "attach" in parts:
-            attached, first = attach(10_000)
-            notes["attach"] = (
-                f"- A model of 10,000 layers: attached in {attached:.2f} s, its first step {first:.1f} s longer."
-            )
+        measure(asked, told, clock)
     finally:
         asked.out.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(told, indent=1))
