@@ -76,6 +76,15 @@ def test_the_steps_of_powers_of_two_are_seen_on_credit():
     assert due(4, 0.45) == Due(live=True) and not due(4, 0.5) and not due(3, 0.01)
 
 
+def test_four_probes_are_borrowed_at_most_and_looks_at_the_training_as_before():
+    def due(step, probes):
+        cost = Cost(1.0, 30.0, Spending(0.0, 0.01), Spending(0.1 * probes, 0.1), 0)
+        return Budgeted(0.01).due(step, cost)
+
+    assert [due(64, probes).probe for probes in range(6)] == [True] * 4 + [False] * 2
+    assert due(64, 5).live and not due(63, 0).probe
+
+
 def test_long_runs_are_sampled_no_finer_than_they_can_be_shown():
     schedule, last, count = Budgeted(1.0), 0, 0
     for step in range(1, 20000):
