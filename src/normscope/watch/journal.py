@@ -8,7 +8,8 @@ from contextlib import suppress
 from math import isfinite
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from normscope.record.writer import Writer
 from normscope.stats.compiled import prepare
@@ -29,6 +30,7 @@ class Journal:
         self._said: set[str] = set()
         self._found: tuple[int, float] | None = None
         self._told_loss = False
+        self._losses: list[tuple[int, Tensor]] = []  # on an accelerator
         self._known: dict[str, Any] = {}
         self._broken: set[str] = set()
 
@@ -90,10 +92,32 @@ class Journal:
             self._write_loss(*self._found)
         self._found = None
 
-    def loss(self, step: int, value: float) -> None:
-        """Write the loss of a step as the user tells it; from then on none that is found is written."""
+    def loss(self, step: int, value: float | Tensor) -> None:
+        """Write the loss of a step as the user tells it; from then on none that is found is written.
+
+        One that lies on an accelerator waits for `read_losses`.
+        """
         self._told_loss = True
-        self._write_loss(step, value)
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self._losses.append((step, value.detach().clone()))
+        else:
+            self._write_loss(step, float(value.detach() if isinstance(value, Tensor) else value))
+
+    def read_losses(self) -> None:
+        """Write the losses that wait on an accelerator, read together."""
+        if self._losses:
+            values = torch.stack([value.reshape(()).float() for _, value in self._losses]).tolist()
+            for (step, _), value in zip(self._losses, values):
+                self._write_loss(step, value)
+            self._losses.clear()
+
+    def notes(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Write numbers by name; what is no number is noted."""
+        for name, value in scalars.items():
+            if isinstance(value, str):
+                self.say(f"{name}: {value}", step=step)
+            else:
+                self.writer.scalar(None, step, name, float(value))
 
     def _write_loss(self, step: int, value: float) -> None:
         self.writer.scalar(None, step, "loss", value)

@@ -162,7 +162,6 @@ class Watcher:
         self._sampling = False
         self._evaluated = self._learns_in_evaluation_mode = False
         self._loss_lags: bool | None = None
-        self._losses: list[tuple[int, Tensor]] = []
         self._optimizers = Optimizers(model, self._before_step, self._after_step)
         self._late: set[int] = set()  # the identities of those that did not step in the latest sampled step
         self._at_begin, self._at_end = RootHook(self._forward_begins), RootHook(self._forward_ends)
@@ -181,7 +180,7 @@ class Watcher:
 
     def note(self, **scalars: Any) -> None:
         """Keep numbers of this step by name; what is no number is kept as a note."""
-        self._guard("note", self._take_notes, scalars, step=self._step)
+        self._guard("note", self._journal.notes, self._step, scalars, step=self._step)
 
     def step(self) -> None:
         """Say that an update was made, where no optimizer was given to count them."""
@@ -403,29 +402,10 @@ class Watcher:
         stepped = bool(self._optimizers.stepped)
         if self._loss_lags is None:  # first told right after the first update: it is told after updates
             self._loss_lags = stepped or self._step == self._first + 1
-        step = self._step - (self._loss_lags and not stepped)
-        value = value.detach() if isinstance(value, Tensor) else value
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            self._losses.append((step, value.clone()))
-        else:
-            self._journal.loss(step, float(value))
-
-    def _take_notes(self, scalars: Mapping[str, Any]) -> None:
-        for name, value in scalars.items():
-            if isinstance(value, str):
-                self._journal.say(f"{name}: {value}", step=self._step)
-            else:
-                self._journal.writer.scalar(None, self._step, name, float(value))
-
-    def _tell_losses(self) -> None:
-        if self._losses:
-            values = torch.stack([value.reshape(()).float() for _, value in self._losses]).tolist()
-            for (step, _), value in zip(self._losses, values):
-                self._journal.loss(step, value)
-            self._losses.clear()
+        self._journal.loss(self._step - (self._loss_lags and not stepped), value)
 
     def _tell_state(self) -> None:
-        self._tell_losses()
+        self._journal.read_losses()
         for number, rate in enumerate(self._optimizers.rates, 1):
             name = "learning_rate" if number == 1 else f"learning_rate_{number}"
             self._journal.writer.scalar(None, self._step, name, rate)
@@ -448,7 +428,7 @@ class Watcher:
         self._observer.leave()
         self._observer.withdraw()
         self._optimizers.release()
-        self._tell_losses()
+        self._journal.read_losses()
         self._observer.tell_missing()
         self._journal.settle()
         self._journal.writer.meta(overhead=self.overhead)
