@@ -360,7 +360,7 @@ def query(place: Path, sites: int, steps: int) -> tuple[float, int]:
         with Writer(place) as writer:
             for step in range(steps):
                 writer.block(step, "live", named, digests)
-                if step % 20 == 19:
+                if step % 4 == 3:  # before the queue is full
                     writer.flush()
     code = (
         "import sys, time, normscope as ns; ns.Record; started = time.perf_counter(); record = ns.Record(sys.argv[1])\n"
@@ -397,8 +397,8 @@ def attach(layers: int) -> tuple[float, float]:
 
 
 def cell(told: list[float] | str | None, *, milliseconds: bool = False) -> str:
-    if not isinstance(told, list):
-        return told or "–"
+    if not isinstance(told, list) or not told:
+        return str(told or "–")
     scale, digits = (1e3, 1) if milliseconds else (1.0, 2)
     low, middle, high = (f"{scale * value:.{digits}f}" for value in (min(told), statistics.median(told), max(told)))
     return f"{middle}{' ms' if milliseconds else ''} ({low}–{high})"
