@@ -9,11 +9,13 @@ counted as a cure when the cause is right, since the known cure is what it says.
 Trainings are kept in a folder (record, last state, score), so that a changed rule is judged without training again, and
 a run that was broken off goes on. Each judgement is a line of rows.jsonl there.
 
-    python benchmarks/faults/bench.py --keep DIR [--data DIR] [--only WORD] [--part 0/2] [--train] [--mark NAME]
+    python benchmarks/faults/bench.py --keep DIR [--data DIR] [--set NAME] [--only WORD] [--part 0/2] [--train]
+                                      [--mark NAME]
     python benchmarks/faults/bench.py --keep DIR --page > benchmarks/results/faults.md
 
-The judgements of `--mark first` are those by which the page tells the first run of the held-out half: they lie in
-benchmarks/results/faults-first.jsonl, to be copied to rows-first.jsonl.
+A case belongs to one set: seen while rules were written, or the first or second of those held out. The judgements of
+`--mark first` and `--mark second` are the first runs of those two: they lie in benchmarks/results/faults-first.jsonl
+and faults-second.jsonl, to be copied to rows-first.jsonl and rows-second.jsonl.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import images
 import torch
 from fault import Fault
+from further import SETUPS
 from healthy import runs
 from page import page
 from planted import FAULTS
-from setups import SETUPS, Setup
+from setups import Setup
 from training import ended, fingerprint, kept, probe, score, scored
 
 import normscope as ns
@@ -43,6 +46,16 @@ HURTS = 0.9  # a spoiled run scores at most this share of the sound one: two see
 LEARNS = 0.6  # of a run without the fault, from 0 for a constant to 1
 GOOD = 0.8  # of a run that is called sound
 Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """Something to run: a fault on an architecture, or a sound training."""
+
+    name: str
+    one: Fault | Setup
+    where: str
+    held: str
+    """The set: ``"seen"``, ``"first"`` or ``"second"``."""
 
 
 class Kept:
@@ -75,22 +88,22 @@ def append(file: Path, row: Row) -> None:
         out.write(json.dumps(row) + "\n")
 
 
-def cases() -> Iterator[tuple[str, Fault | Setup, str]]:
-    """(name, fault or sound run, architecture) of everything that is there to run."""
+def cases() -> Iterator[Case]:
+    """Everything that is there to run."""
     for one in FAULTS:
         for where in one.where:
-            yield f"{one.name} / {where}", one, where
-    for name, (one, _) in runs().items():
-        yield name, one, ""
+            yield Case(f"{one.name} / {where}", one, where, one.set(where))
+    for name, (one, held) in runs().items():
+        yield Case(name, one, "", held)
 
 
-def of_cifar(case: tuple[str, Fault | Setup, str]) -> bool:
-    return "cifar" in case[0]
+def of_cifar(case: Case) -> bool:
+    return "cifar" in case.name
 
 
-def trained(case: tuple[str, Fault | Setup, str], store: Kept) -> None:
+def trained(case: Case, store: Kept) -> None:
     """Make what a case needs, without looking at it."""
-    name, one, where = case
+    name, one, where, _ = case
     if isinstance(one, Setup):
         kept(one, 2, store.place("sound", name))
         return
@@ -106,7 +119,7 @@ def fault(name: str, one: Fault, where: str, store: Kept) -> Row:
     primary = found.primary
     right = bool(primary and primary.name in one.causes)
     row = {
-        "kind": "fault", "name": one.name, "where": where, "seen": where in one.seen, "sound": best, "sick": got,
+        "kind": "fault", "name": one.name, "where": where, "sound": best, "sick": got,
         "counts": best > LEARNS and got < HURTS * best, "primary": primary.name if primary else None,
         "findings": [f"{each.name}:{each.severity}" for each in found],
         "detected": any(each.severity != "note" for each in found), "right": right,
@@ -174,10 +187,16 @@ def healthy(name: str, setup: Setup, store: Kept) -> Row:
     got = kept(setup, 2, folder)["score"]
     found = diagnosed(setup, 2, folder)
     return {
-        "kind": "sound", "name": name, "seen": runs()[name][1], "score": got, "counts": got >= GOOD,
+        "kind": "sound", "name": name, "score": got, "counts": got >= GOOD,
         "alarms": [f"{one.name}:{one.severity}" for one in found if one.severity != "note"],
         "faults": [str(one) for one in found.faults],
     }  # fmt: skip
+
+
+def judged(folder: Path, sets: tuple[str, ...], mark: str) -> list[Row]:
+    """The judgements of some sets under a mark, in the order of the cases."""
+    known = {row["case"]: row for row in lines(Kept(folder, mark).rows)}
+    return [known[case.name] for case in cases() if case.held in sets and case.name in known]
 
 
 def main() -> None:
@@ -185,6 +204,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="the folder of trainings and judgements")
     parser.add_argument("--data", type=Path, help="a folder with CIFAR-10 in parquet files")
     parser.add_argument("--kind", choices=("fault", "sound"), default="", help="one kind of case only")
+    parser.add_argument("--set", default="", help="cases of one set only: seen, first or second")
     parser.add_argument("--only", default="", help="names that hold this word")
     parser.add_argument("--part", default="0/1", help="every n-th case, from the k-th: k/n")
     parser.add_argument("--train", action="store_true", help="train, and judge nothing yet")
@@ -193,19 +213,19 @@ def main() -> None:
     options = parser.parse_args()
     store = Kept(options.keep, options.mark)
     if options.page:
-        place = {name: number for number, (name, *_) in enumerate(cases())}
-        now = sorted(lines(options.keep / "rows.jsonl"), key=lambda row: place[row["case"]])
-        sys.stdout.write(page(now, lines(options.keep / "rows-first.jsonl")))
+        sys.stdout.write(page(lambda sets, mark: judged(options.keep, sets, mark), SETUPS))
         return
     warnings.simplefilter("ignore")
     images.CIFAR[:] = [options.data] if options.data else []
     first, parts = map(int, options.part.split("/"))
-    chosen = [case for case in cases() if options.only in case[0] and (options.data or not of_cifar(case))]
+    chosen = [case for case in cases() if options.only in case.name and (options.data or not of_cifar(case))]
+    if options.set:
+        chosen = [case for case in chosen if case.held == options.set]
     if options.kind:
-        chosen = [case for case in chosen if isinstance(case[1], Fault) == (options.kind == "fault")]
+        chosen = [case for case in chosen if isinstance(case.one, Fault) == (options.kind == "fault")]
     done = {row["case"] for row in lines(store.rows)}
     for case in chosen[first::parts]:
-        name, one, where = case
+        name, one, where, _ = case
         if options.train:
             trained(case, store)
         elif name not in done:

@@ -78,6 +78,11 @@ def last_norm(model: nn.Module) -> list[str]:
     return batch_norms(model)[-1:]
 
 
+def attentions(model: nn.Module) -> list[str]:
+    """Every attention."""
+    return [path for path, one in model.named_modules() if isinstance(one, nn.MultiheadAttention)]
+
+
 # weights -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,10 @@ IMAGES = ("conv", "residual")
 STACKS = ("mlp", "conv", "residual")
 ALL = ("mlp", "conv", "residual", "lstm", "transformer")
 CIFAR = ("conv cifar", "residual cifar")
+OWN = ("tagger", "vision", "mixer")  # whose norms, if any, are not a choice
+RATES = {
+    "lstm": 0.3, "transformer": 0.1, "tagger": 0.1, "vision": 0.05, "mixer": 0.05, "depthwise": 0.1, "series": 0.05,
+}  # fmt: skip
 
 START = ("poor_initialization", "saturated_activation", "unmatched_gain", "exploding_gradient", "vanishing_gradient")
 FADING = ("vanishing_gradient", "poor_initialization", "unnormalized_saturating_stack", "unmatched_gain")
@@ -48,6 +52,7 @@ class Fault:
         sound: the training that it is compared with, where that is not the architecture's own.
         sites: the paths in the spoiled model at which it was planted; None where it is nowhere in particular.
         seen: those of `where` whose diagnosis was looked at while rules were written.
+        held: the held-out set of the others.
     """
 
     name: str
@@ -57,6 +62,11 @@ class Fault:
     sound: Change = same
     sites: Sites | None = None
     seen: tuple[str, ...] = ()
+    held: str = "first"
+
+    def set(self, where: str) -> str:
+        """The set to which the fault on that network belongs: seen, or one of those held out."""
+        return "seen" if where in self.seen else self.held
 
 
 def batch(setup: Setup) -> Setup:
@@ -66,7 +76,7 @@ def batch(setup: Setup) -> Setup:
 
 def bare(setup: Setup) -> Setup:
     """Without norms but a transformer's own, which it does not train without."""
-    return setup.but(options={"norm": None})
+    return setup if setup.kind in OWN else setup.but(options={"norm": None})
 
 
 def local(setup: Setup) -> Setup:
@@ -78,7 +88,7 @@ def local(setup: Setup) -> Setup:
 
 def stepped(setup: Setup) -> Setup:
     """Trained by SGD."""
-    return setup.but(optimizer="sgd", rate={"lstm": 0.3, "transformer": 0.1}.get(setup.kind, 0.03))
+    return setup.but(optimizer="sgd", rate=RATES.get(setup.kind, 0.03))
 
 
 def deep(depth: int, function: type[nn.Module] | None = None) -> Change:

@@ -8,6 +8,7 @@ import networks
 import torch
 import torch.nn.functional as F
 from changes import he, learning
+from healthy_further import further
 from planted.ends import of_probabilities, to_binary, to_small_regression
 from setups import SETUPS, Setup
 from torch import Tensor, nn
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 import normscope as ns
 
 
-def runs() -> dict[str, tuple[Setup, bool]]:
-    """Every sound training by its name, and whether it was run while rules were made."""
-    seen = {one.name: (one, True) for one in _usual()}
-    return seen | {one.name: (one, False) for one in (*_unusual(), *_of_cifar())}
+def runs() -> dict[str, tuple[Setup, str]]:
+    """Every sound training by its name, and its set: seen while rules were made, or one of those held out."""
+    sets = {"seen": _usual(), "first": [*_unusual(), *_of_cifar()], "second": further()}
+    return {one.name: (one, held) for held, ones in sets.items() for one in ones}
 
 
 def _named(name: str, setup: Setup) -> Setup:

@@ -3,7 +3,8 @@
 from planted.ends import FAULTS as ENDS
 from planted.inputs import FAULTS as INPUTS
 from planted.norms import FAULTS as NORMS
+from planted.second import FAULTS as SECOND
 from planted.starts import FAULTS as STARTS
 from planted.steps import FAULTS as STEPS
 
-FAULTS = (*STARTS, *STEPS, *INPUTS, *ENDS, *NORMS)
+FAULTS = (*STARTS, *STEPS, *INPUTS, *ENDS, *NORMS, *SECOND)
