@@ -184,6 +184,7 @@ def test_checkpointing_changes_nothing(name, reentrant):
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchRenorm", "EstimatedBatchNorm", "OnlineNorm", "spectral_norm"])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="such checkpoints teach torch's own batch norm twice, too")
 def test_a_compiled_checkpoint_is_right_or_refused(name):
     torch._dynamo.reset()
     eager = made(name, torch.float32)
@@ -229,7 +230,8 @@ def test_compile_equals_eager(name):
     torch._dynamo.reset()
     eager = made(name, torch.float32)
     layer = copy.deepcopy(eager)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    whole = name != "OnlineNorm" or torch.__version__ >= "2.8"  # it makes a description, which breaks a graph before
+    compiled = torch.compile(layer, fullgraph=whole, backend="aot_eager")
     length = 2 if " " in name else 5  # a loop over time is unrolled
     for _ in range(2):
         x, y = (batch(torch.float32)[:length].requires_grad_() for _ in range(2))
@@ -324,6 +326,7 @@ class Together(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="its exporter fails on torch's own batch norm")
 def test_onnx(tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)

@@ -44,7 +44,7 @@ def test_a_record_of_one_step(run, summary):
         writer.scalar(None, 0, "loss", 2.5)
     record = Record(run)
     assert record.complete and record.meta["model"] == "MLP"
-    assert record.meta["torch"] == torch.__version__ and isinstance(record.meta["argv"], list)
+    assert torch.__version__.startswith(record.meta["torch"]) and isinstance(record.meta["argv"], list)
     record.close()
     assert os.listdir(run) == ["rank0.sqlite"]
 

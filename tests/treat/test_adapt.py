@@ -209,10 +209,11 @@ def test_the_source_stays_and_the_copy_copies_saves_compiles_and_exports():
     adapted = adapt(model.float()).model
     x = x.float()
     torch.testing.assert_close(torch.compile(adapted, backend="eager")(x), adapted(x))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(adapted, (x,))
-    torch.testing.assert_close(program.module()(x), adapted(x))
+    if torch.__version__ >= "2.8":  # before, buffers inside of a list of modules lose their names
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(adapted, (x,))
+        torch.testing.assert_close(program.module()(x), adapted(x))
 
 
 def test_half_precision_is_measured_in_float32():
