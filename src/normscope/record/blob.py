@@ -1,9 +1,8 @@
 """Named arrays as one blob, and back, without pickle: a blob from a stranger is data or an error, never code.
 
-The layout, zlib-compressed: one line of JSON ``[[name, dtype, shape, form], …]``, a newline, then the bytes of the
-arrays one after the other, little-endian, in C order. The form is ``plain``, or ``gaps`` for a vector of unsigned
-integers that never falls: each element less the one before it, the first less 0. The numbers of a sketch's filled bins
-are such a vector; their gaps are mostly 1 and halve the blob.
+The layout, in zlib's frame: one line of JSON ``[[name, dtype, shape, form], …]``, a newline, then the bytes of the
+arrays one after the other, little-endian, in C order. The form is ``plain``; older records also have ``gaps``, of a
+vector of unsigned integers that never falls: each element less the one before it, the first less 0.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         if array.dtype.str not in _DTYPES:
             raise TypeError(f"a record holds numbers, and `{name}` is an array of {array.dtype}")
-        rises = array.dtype.kind == "u" and array.ndim == 1 and bool((array[1:] >= array[:-1]).all())
-        header.append((name, array.dtype.str, array.shape, "gaps" if rises else "plain"))
-        bodies.append((np.diff(array, prepend=array.dtype.type(0)) if rises else array).tobytes())
+        header.append((name, array.dtype.str, array.shape, "plain"))
+        bodies.append(array.tobytes())
     line = json.dumps(header, separators=(",", ":")).encode()
     return zlib.compress(b"".join((line, b"\n", *bodies)), LEVEL)
 

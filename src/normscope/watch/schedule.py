@@ -131,9 +131,10 @@ class Budgeted(Datum):
             return Due()
         loan = max(cost.setup, LOAN) if step & (step - 1) == 0 else 0.0
         own = self.budget * cost.elapsed / 2
-        allowed = own + min(loan / 2, PROBES * cost.probe.latest)
-        probe = cost.probe.total + cost.experiment.total + cost.probe.latest <= allowed
-        live = probe or cost.live.total + cost.live.latest <= own + loan / 2
+        allowed, next_probe = own + loan / 2, cost.probe.total + cost.probe.latest
+        few = next_probe <= own + PROBES * cost.probe.latest
+        probe = few and next_probe + cost.experiment.total <= allowed
+        live = probe or cost.live.total + cost.live.latest <= allowed
         return Due(live, probe, live and 0 < cost.experiment.latest <= allowed / 2 - cost.experiment.total)
 
 
