@@ -55,6 +55,14 @@ def test_weights_at_the_gain_take_saturation_away_and_batch_statistics_the_gap()
         assert found.after < 0.05
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])
+def test_statistics_of_the_population_are_rid_of_whatever_stood_there(value):
+    model = normed()
+    model[1].running_var[0] = value
+    found = Experiment(model, batch()).removal("running", "running_broken")
+    assert found is not None and found.before > 0 and found.after == 0
+
+
 def test_the_saturated_share_is_the_one_counted_by_hand():
     model, data = tanh(2.0), batch()
     x, shares = data[0], []

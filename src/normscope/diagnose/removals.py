@@ -77,6 +77,9 @@ def _population_statistics(model: nn.Module, probe: Probe) -> tuple[nn.Module, P
     was = {module: module.training for module in model.modules()}
     for norm, _ in kept:
         norm.momentum = 1.0  # pyright: ignore[reportArgumentType]
+        for name in _RUNNING:
+            if (buffer := norm._buffers.get(name)) is not None:
+                buffer.nan_to_num_(0.0, 0.0, 0.0)  # nothing of an infinite value is still not a number
     model.train()
     for module in dropping:
         module.eval()
