@@ -194,6 +194,8 @@ def test_an_offer_equals_the_reference(name, case):
         pytest.skip(
             "ATen sums a channel of channels_last in one float32: here its mean is off by 3, its variance is 9.5"
         )
+    if name == "triton" and problem.elements() > 1 << 20:
+        pytest.skip("sizes at which numba's kernels change take Triton's interpreter half a minute")
     with ns.kernels.using(name):
         found = differentiated(case, these)
     with ns.kernels.using("reference"):
