@@ -27,7 +27,7 @@ tests: $(READY)           ## the last line is pytest's own: N passed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src/normscope
 
-bench: $(READY)           ## every norm and kernel beside torch, in less than ten minutes; writes benchmarks/results
+bench: $(READY)           ## every norm and kernel beside torch; writes benchmarks/results
 	$(BIN)/python benchmarks/norms.py
 	$(BIN)/python benchmarks/kernels.py --compile
 	$(BIN)/python benchmarks/kernels.py --fresh
