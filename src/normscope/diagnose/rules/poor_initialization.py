@@ -80,7 +80,7 @@ WIDE = Threshold(
 LARGE = Threshold(
     4.0,
     "chosen: torch.nn.init.calculate_gain gives 5/3 at most, and the largest gain that the rules of He and Glorot give "
-    "by the other fan is 2.4; sound runs of benchmarks/faults lie below 3",
+    "by the other fan is 2.4; the sound runs that were looked at lay below 3",
     "gain",
 )
 WIDE_ROWS = Threshold(
