@@ -35,7 +35,7 @@ def walked(layer: Any, cell: Any, projected: Tensor, state: Any, suffix: str, ma
         return None
     batch, eps = layer.norm == "batch", norms[0].eps
     walk = recurrent.Walk(cell, layer.norm, eps, batch and not norms[0].training)
-    inputs = _inputs(layer, projected, state, suffix)
+    inputs = _inputs(layer, projected, state, suffix, of_product, of_cell)
     if recurrent.refuses(inputs, mask is not None):
         return None
     if walk.fixed:
@@ -85,7 +85,7 @@ def _reason(layer: Any, x: Tensor, sizes: tuple[int, int], masked: bool) -> str 
     nothing = x.new_empty(1)
     state = tuple(nothing.expand(sizes[1], layer.hidden_size) for _ in range(layer.states))
     projected = nothing.expand(*sizes, sum(layer.parts) * layer.hidden_size)
-    return recurrent.refuses(_inputs(layer, projected, state, suffix), masked)
+    return recurrent.refuses(_inputs(layer, projected, state, suffix, of_product, of_cell), masked)
 
 
 def _norms(layer: Any, suffix: str) -> tuple[list[Any], Any]:
@@ -94,8 +94,9 @@ def _norms(layer: Any, suffix: str) -> tuple[list[Any], Any]:
     return of_product, layer.norms["cell" + suffix] if layer.cell == "lstm" else None
 
 
-def _inputs(layer: Any, projected: Tensor, state: Any, suffix: str) -> recurrent.Inputs:
-    of_product, of_cell = _norms(layer, suffix)
+def _inputs(
+    layer: Any, projected: Tensor, state: Any, suffix: str, of_product: list[Any], of_cell: Any
+) -> recurrent.Inputs:
     return recurrent.Inputs(
         projected,
         state[0],
