@@ -78,15 +78,16 @@ class _Dropping(TorchFunctionMode):
         self.found: dict[str, None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, told = getattr(func, "__name__", ""), kwargs or {}
-        fused = name == "scaled_dot_product_attention" and (args[4] if len(args) > 4 else told.get("dropout_p", 0.0))
-        if fused:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        drops = False
+        if name == "scaled_dot_product_attention":
+            drops = (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0
+        elif name in _DROPS and func.__module__ == torch.nn.functional.__name__:
+            told = dict(zip(("input", "p", "training"), args)) | kwargs
+            drops = told.get("training", True) and told.get("p", 0.5) > 0
+        if drops:
             self.found[self.within[-1] if self.within else ""] = None
-        if name in _DROPS and func.__module__ == torch.nn.functional.__name__:
-            p, training = (*args[1:], *(0.5, True)[len(args) - 1 :])[:2] if len(args) < 3 else args[1:3]
-            if told.get("training", training) and told.get("p", p) > 0:
-                self.found[self.within[-1] if self.within else ""] = None
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def leave(self) -> None:
         """A module has ended."""
@@ -112,6 +113,7 @@ class Experiment(Datum):
     seed: int = 0
     _looks: dict[str, Look | None] = field(default_factory=dict, repr=False)
     _missed: set[str] = field(default_factory=set, repr=False)
+    _given: list[Any] = field(default_factory=list, repr=False)
 
     def missed(self) -> str:
         """What could not be tried since this was last asked, in a sentence; empty where everything could."""
@@ -298,14 +300,16 @@ class Experiment(Datum):
         return mean if isfinite(mean) and mean > 0 and abs(right) < 1e-6 * mean else None
 
     def output(self) -> Any:
-        """All that the model gives for the fixed batch in evaluation mode; None where it fails."""
-        try:
-            model = self._copy()
-            with isolated(model, training=False), torch.no_grad():
-                torch.manual_seed(self.seed)
-                return Probe.of(self.probe).detached().run(model)
-        except Exception:
-            return None
+        """All that the model gives for the fixed batch in evaluation mode, asked once; None where it fails."""
+        if not self._given:
+            try:
+                model = self._copy()
+                with isolated(model, training=False), torch.no_grad():
+                    torch.manual_seed(self.seed)
+                    self._given.append(Probe.of(self.probe).detached().run(model))
+            except Exception:
+                self._given.append(None)
+        return self._given[0]
 
     def _loss_after(self, taken: Optimizer, size: float) -> float:
         model = self._copy()
@@ -363,6 +367,16 @@ def explains(cause: Rule, effect: Rule, experiment: Experiment | None) -> bool |
         return None
     found = experiment.removal(cause.removal, effect.symptom)
     return None if found is None else found.relief >= EXPLAINS
+
+
+def spread(values: torch.Tensor) -> torch.Tensor:
+    """The deviation between the samples of a batch: the root mean square over everything else, a scalar."""
+    return rms(values - values.mean(0))
+
+
+def rms(values: torch.Tensor) -> torch.Tensor:
+    """The root mean square, a scalar."""
+    return values.square().mean().sqrt()
 
 
 def _tested(finding: Finding, rule: Rule, experiment: Experiment) -> Finding:

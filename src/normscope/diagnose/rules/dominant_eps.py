@@ -58,7 +58,7 @@ def check(case: Case) -> Iterator[Finding]:
         DOMINANT.evidence("eps", value, track.steps, [(site.key, found[site].last) for site in worst]),
         severity="error" if case.learns is False else "note" if case.thrives else "warning",
         since_step=int(track.steps[0]),
-        prescriptions=[_smaller(case, sites)],
+        prescriptions=[_smaller(sites)],
     )
 
 
@@ -83,7 +83,7 @@ def _variance(site: Site, summary: Summary) -> float:
     return float(np.median(channels.var)) if channels is not None else summary.std**2
 
 
-def _smaller(case: Case, sites: tuple[str, ...]) -> Prescription:
+def _smaller(sites: tuple[str, ...]) -> Prescription:
     return remedies.advice(f"build {remedies.few(sites)} with `eps=1e-5`", "it guards the division, and is no scale")
 
 

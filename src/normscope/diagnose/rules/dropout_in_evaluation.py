@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
+from normscope.diagnose.counterfactual import rms, spread
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.terms.finding import Finding
@@ -51,8 +52,7 @@ def check(case: Case) -> Iterator[Finding]:
     one, other = tried.answer(seed=0), tried.answer(seed=1)
     if one is None or other is None or one.shape != other.shape:
         return
-    spread = float((one - one.mean(0)).square().mean().sqrt())
-    value = float((one - other).square().mean().sqrt()) / max(spread, 1e-30)
+    value = float(rms(one - other)) / max(float(spread(one)), 1e-30)
     if not value > DIFFERENT.value:
         return
     yield RULE.finding(

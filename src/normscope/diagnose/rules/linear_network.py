@@ -28,13 +28,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import mse_loss
 
 from normscope.anatomy.batch import Probe, tensors
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.counterfactual import Experiment
+from normscope.diagnose.counterfactual import Experiment, rms, spread
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, sgd
 from normscope.terms.finding import Finding
@@ -82,9 +82,8 @@ def _bend(tried: Experiment) -> float | None:
     between = tried.answer(lambda x: (x + x.roll(1, 0)) / 2)
     if one is None or other is None or between is None or len(one) != len(given[0]):
         return None
-    spread = (one - one.mean(0)).square().mean().sqrt()
-    bend = (between - (one + other) / 2).square().mean().sqrt()
-    return float(bend / spread) if float(spread) > 1e-6 * float(one.square().mean().sqrt()) else None
+    bend, apart = rms(between - (one + other) / 2), spread(one)
+    return float(bend / apart) if float(apart) > 1e-6 * float(rms(one)) else None
 
 
 def _products() -> Data:
@@ -97,12 +96,8 @@ def _stack(bent: bool) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 32), *middle, nn.Linear(32, 4))
 
 
-def _squared(output: Tensor, target: Tensor) -> Tensor:
-    return mse_loss(output, target)
-
-
-SICK = (Scene(lambda: _stack(False), ("0", "1"), _products, sgd(0.02), steps=12, loss=_squared, at_hand=True),)
-HEALTHY = (Scene(lambda: _stack(True), (), _products, sgd(0.02), steps=12, loss=_squared, at_hand=True),)
+SICK = (Scene(lambda: _stack(False), ("0", "1"), _products, sgd(0.02), steps=12, loss=mse_loss, at_hand=True),)
+HEALTHY = (Scene(lambda: _stack(True), (), _products, sgd(0.02), steps=12, loss=mse_loss, at_hand=True),)
 
 RULE = Rule(
     "NS229",

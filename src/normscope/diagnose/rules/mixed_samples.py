@@ -38,7 +38,7 @@ from normscope.anatomy.batch import Probe, tensors
 from normscope.anatomy.recognize import spec_of
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.counterfactual import Experiment
+from normscope.diagnose.counterfactual import Experiment, rms, spread
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.terms.finding import Finding, Prescription
@@ -128,10 +128,9 @@ def _apart(before: Tensor | None, after: Tensor | None, half: _Half) -> float | 
     """How much the kept half has changed, in deviations between samples; None where it cannot be told."""
     if before is None or after is None or before.shape != after.shape or len(before) < FEWEST:
         return None
-    spread = (before - before.mean(0)).square().mean().sqrt()
-    change = (half.kept(after) - half.kept(before)).square().mean().sqrt()
-    size = torch.maximum(spread, 1e-3 * before.square().mean().sqrt())
-    return float(change / size) if bool(torch.isfinite(change)) and float(size) > 0 else None
+    change = rms(half.kept(after) - half.kept(before))
+    unit = torch.maximum(spread(before), 1e-3 * rms(before))
+    return float(change / unit) if bool(torch.isfinite(change)) and float(unit) > 0 else None
 
 
 class _OverSamples(nn.Module):
