@@ -90,8 +90,9 @@ class _Room:
             self.codes = np.empty((count, _BYTES), dtype=np.uint8)
             self.places = tuple(map(_place, (self.samples, self.numbers, self.codes)))
 
-    def sample(self, width: int, count: int, size: int) -> Sample:
-        """An empty one of so many elements, that stands for `size`. It keeps alive the block of which it is a part."""
+    def sample(self, kind: int, count: int, size: int) -> Sample:
+        """Room for so many elements of a tensor of this kind and `size`. It keeps alive its block."""
+        width = 8 if kind == 8 else 4
         start, room = self._next, (width * count + 7) & -8
         if start + room > self._end:
             self._block = np.empty(max(_BLOCK, room // 8))
@@ -159,7 +160,7 @@ def gathered(x: torch.Tensor, n: int = 8192) -> Sample | None:
     if kind is None or _loops is None:
         return None
     step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
-    sample = _room().sample(8 if kind == 8 else 4, count, size)
+    sample = _room().sample(kind, count, size)
     _loops.gather(x.data_ptr(), kind, step, places, listed, count, sample[1])
     return sample
 
@@ -175,7 +176,7 @@ def gathered_all(tensors: Iterable[torch.Tensor], launch: Launch, n: int = 8192)
             found.append(None)
             continue
         step, places, listed, count, size, _ = _layout(x.shape, x.stride(), n)
-        sample = room.sample(8 if kind == 8 else 4, count, size)
+        sample = room.sample(kind, count, size)
         found.append(sample)
         calls.append((x.data_ptr(), kind, step, places, listed, count, sample[1]))
     if calls and _loops is not None:
@@ -242,7 +243,7 @@ def digest_by_channel(x: torch.Tensor, places: np.ndarray, channels: int) -> tup
     kind = _kind(x)
     if kind is None or _loops is None:
         return None
-    sample, moments = _room().sample(8 if kind == 8 else 4, len(places), x.numel()), np.empty((3, channels))
+    sample, moments = _room().sample(kind, len(places), x.numel()), np.empty((3, channels))
     _loops.gather(x.data_ptr(), kind, 1, _place(places), len(places), len(places), sample.address)
     rows = sample.values.reshape(-1, channels)
     _loops.channels(rows, moments)

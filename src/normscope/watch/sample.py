@@ -101,8 +101,7 @@ def row_of(site: Site, tensor: Tensor | None, n: int = 8192) -> Row | None:
     """The row of at most `n` elements of `tensor` as it is now; None when there is nothing to read."""
     if tensor is None:
         return None
-    copied = compiled.gathered(tensor, n)
-    return _row(site, tensor, n) if copied is None else Row(site, copied.size, copied) if copied.size else None
+    return _row(site, tensor, compiled.gathered(tensor, n), n)
 
 
 def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row | None]:
@@ -111,14 +110,13 @@ def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row
     if launch is None:
         return [row_of(site, tensor, n) for site, tensor in pairs]
     found = compiled.gathered_all([tensor for _, tensor in pairs], launch, n)
-    return [
-        _row(site, tensor, n) if copied is None else Row(site, copied.size, copied) if copied.size else None
-        for (site, tensor), copied in zip(pairs, found)
-    ]
+    return [_row(site, tensor, copied, n) for (site, tensor), copied in zip(pairs, found)]
 
 
-def _row(site: Site, tensor: Tensor, n: int) -> Row | None:
-    """What torch reads, of a tensor that the loops do not serve."""
+def _row(site: Site, tensor: Tensor, copied: Sample | None, n: int) -> Row | None:
+    """What was copied of `tensor`, or what torch reads, where the loops do not serve it."""
+    if copied is not None:
+        return Row(site, copied.size, copied) if copied.size else None
     values = readable(tensor)
     if values is None:
         return None
