@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
@@ -23,6 +23,8 @@ LARGEST = 1024
 """Entries of a container in a module's attributes up to which it is put back: a cache, not a vocabulary."""
 
 _OF_TORCH = frozenset(nn.Module().__dict__)  # hooks and the dictionaries that every module has
+
+_NO_TENSORS = frozenset({type(None), bool, int, float, str, dict, OrderedDict, list, tuple, set})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -92,7 +94,12 @@ def _contents(module: nn.Module) -> Iterator[Container]:
 def _attributes(module: nn.Module) -> Iterator[Container]:
     """The attributes of a module, and what contains something among them."""
     yield module.__dict__
-    yield from _containers(value for name, value in module.__dict__.items() if name not in _OF_TORCH)
+    yield from _containers(_own(module))
+
+
+def _own(module: nn.Module) -> list[Any]:
+    """The attributes that the user gave a module."""
+    return [value for name, value in module.__dict__.items() if name not in _OF_TORCH]
 
 
 def _containers(values: Iterable[Any], depth: int = 3) -> Iterator[Container]:
@@ -132,19 +139,26 @@ def _exchange_tensors(modules: list[nn.Module]) -> None:
             clones[id(tensor)] = tensor.detach().clone()
         return clones[id(tensor)]
 
-    def exchanged(value: Any) -> Any:
-        given = isinstance(value, Tensor) and not (isinstance(value, Parameter) or value.requires_grad)
-        return cloned(value) if given else value
-
     for module in modules:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = cloned(buffer)
         for content in _attributes(module):
-            if isinstance(content, dict):
-                _put_back(content, {name: exchanged(value) for name, value in content.items()})
-            elif not isinstance(content, set):
-                _put_back(content, [exchanged(value) for value in content])
+            if not isinstance(content, set):
+                places = list(content.items() if isinstance(content, dict) else enumerate(content))
+                for place, value in places:
+                    if _is_plain_tensor(value):
+                        content[place] = cloned(value)
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether a forward pass may write into `value`, and it is no parameter. torch takes its time over isinstance."""
+    return (
+        type(value) not in _NO_TENSORS
+        and isinstance(value, Tensor)
+        and not value.requires_grad
+        and not isinstance(value, Parameter)
+    )
 
 
 def computed(model: nn.Module) -> dict[int, Tensor]:
@@ -159,7 +173,8 @@ def computed(model: nn.Module) -> dict[int, Tensor]:
         for content in _contents(module)
         for value in (content.values() if isinstance(content, dict) else content)
     )
-    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
+    made = (value for value in held if type(value) not in _NO_TENSORS and isinstance(value, Tensor))
+    return {id(value): value.detach().clone() for value in made if not value.is_leaf}
 
 
 def _set_mode(modules: list[nn.Module], training: bool | None) -> None:
@@ -207,7 +222,7 @@ def _random_states_kept(modules: list[nn.Module]) -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     python, numpy, other = random.getstate(), np.random.get_state(), _other_accelerator()
     accelerator = other.get_rng_state() if other is not None else None
-    held = [value for module in modules for value in module.__dict__.values() if isinstance(value, torch.Generator)]
+    held = [value for module in modules for value in _own(module) if isinstance(value, torch.Generator)]
     states = [generator.get_state() for generator in held]
     with torch.random.fork_rng(devices=devices):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from normscope.terms.datum import Datum
@@ -73,7 +73,10 @@ class Site(Datum):
 
     def at(self, what: What, name: str = "") -> Site:
         """Another tensor of the same module and call."""
-        return replace(self, what=what, name=name)
+        return Site(
+            self.path, what, self.call, name, self.role, self.kind,
+            self.depth, self.channel_axis, self.spec, self.feeds, self.aliases,
+        )  # fmt: skip
 
     @staticmethod
     def parse(key: str, what: What = "output") -> Site:
