@@ -19,9 +19,7 @@ def blocks(monkeypatch):
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(on_device, "is_served", lambda x: True)
     monkeypatch.setattr(on_device, "_broken", [])
-    for name in ("digest", "gathered"):
-        monkeypatch.setattr(sample.compiled, name, lambda *these: None)
-    monkeypatch.setattr(sample.compiled, "serves", lambda x: False)
+    monkeypatch.setattr(sample.compiled, "_reading", None)
     right = summary.of_rows
     monkeypatch.setattr(summary, "of_rows", lambda rows: seen.append(tuple(rows.shape)) or right(rows))
     return seen

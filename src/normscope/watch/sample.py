@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import chain
 from math import gcd, prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from normscope.kernels.cpu import pool
 from normscope.stats import compiled
 from normscope.stats.batch import summarize
-from normscope.stats.compiled import Sample
 from normscope.stats.digest import Digest, Digests
 from normscope.stats.quantiles import Quantiles
 from normscope.stats.sample import strided
@@ -24,6 +23,9 @@ from normscope.stats.summary import Summary
 from normscope.stats.values import exact
 from normscope.terms.site import Site
 from normscope.watch import on_device
+
+if TYPE_CHECKING:
+    from normscope.stats._reading import Sample
 
 ELEMENTS = 32768
 """How much of a tensor of the fixed batch is read: with 64 channels 512 cells each, a mean to 4% of a deviation.
@@ -57,14 +59,14 @@ class Row(NamedTuple):
     def finite(self) -> bool:
         """Whether every value that was read is finite."""
         sample = self.sample
-        return bool(np.isfinite(sample.values).all() if isinstance(sample, Sample) else sample.isfinite().all())
+        return bool(sample.isfinite().all()) if isinstance(sample, Tensor) else sample.finite
 
     def over(self, scale: float) -> Row:
         """The row of a tensor that was multiplied with `scale`."""
         if scale == 1.0:
             return self
         sample = self.sample
-        divided = Sample.of(sample.values / scale, self.size) if isinstance(sample, Sample) else sample / scale
+        divided = sample / scale if isinstance(sample, Tensor) else compiled.over(sample, scale)
         return self._replace(sample=divided)
 
     def at(self, site: Site) -> Row:
@@ -106,10 +108,7 @@ def row_of(site: Site, tensor: Tensor | None, n: int = 8192) -> Row | None:
 
 def rows_of_all(pairs: Sequence[tuple[Site, Tensor]], n: int = 8192) -> list[Row | None]:
     """The row of each tensor as it is now, all read together."""
-    launch = _team(len(pairs))
-    if launch is None:
-        return [row_of(site, tensor, n) for site, tensor in pairs]
-    found = compiled.gathered_all([tensor for _, tensor in pairs], launch, n)
+    found = compiled.gathered_all([tensor for _, tensor in pairs], n, _team(len(pairs)))
     return [_row(site, tensor, copied, n) for (site, tensor), copied in zip(pairs, found)]
 
 
@@ -125,9 +124,9 @@ def _row(site: Site, tensor: Tensor, copied: Sample | None, n: int) -> Row | Non
     return Row(site, values.numel(), sample.clone() if exactly is sample else exactly)
 
 
-def _team(tasks: int) -> compiled.Launch | None:
-    """What has torch's threads share so many tasks; None where one thread is as quick, or there is but one."""
-    return pool.launch if tasks >= FEW and torch.get_num_threads() > 1 and pool.missing() is None else None
+def _team(tasks: int) -> tuple[int, int]:
+    """Torch's threads, to share so many tasks; this one alone where it is as quick."""
+    return (pool.runtime(), min(tasks, torch.get_num_threads())) if tasks >= FEW else compiled.ALONE
 
 
 def change_of(row: Row, now: Row | None) -> Row | None:
@@ -135,32 +134,34 @@ def change_of(row: Row, now: Row | None) -> Row | None:
     if now is None or now.size != row.size:
         return None
     old, new = row.sample, now.sample
-    if isinstance(old, Sample) and isinstance(new, Sample):
-        return Row(now.site, now.size, new, old) if old[2:4] == new[2:4] else None
-    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
-        return now._replace(sample=new - old)
-    return None
+    if isinstance(old, Tensor):
+        alike = isinstance(new, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
+        return now._replace(sample=new - old) if alike else None  # pyright: ignore[reportOperatorIssue]
+    alike = not isinstance(new, Tensor) and (old.elements, old.bytes) == (new.elements, new.bytes)
+    return Row(now.site, now.size, new, old) if alike else None
 
 
 def digests(rows: Sequence[Row]) -> Told:
     """The site and the digest of each of `rows`, all of one kind and device made together."""
     known: dict[tuple[int, int], int] = {}  # an input is often the output before it
-    ours: list[tuple[Sample, Sample | None]] = []
+    ours: list[Sample] = []
+    less: list[Sample | None] = []
     torchs: list[tuple[Tensor, int]] = []
     places: list[int] = []
     for _, size, sample, before in rows:
         key = id(sample), id(before)
         place = known.get(key)
         if place is None:
-            if isinstance(sample, Sample):
-                place = len(ours)
-                ours.append((sample, before))
-            else:
+            if isinstance(sample, Tensor):
                 torchs.append((sample, size))
                 place = -len(torchs)
+            else:
+                place = len(ours)
+                ours.append(sample)
+                less.append(before)
             known[key] = place
         places.append(place)
-    made = compiled.digests(ours, _team(len(ours)))
+    made = compiled.digests(ours, less, _team(len(ours)))
     if torchs:
         summaries = summarize([sample for sample, _ in torchs], [size for _, size in torchs], on_device.told)
         made = Digests.joined([made, Digests.of([Digest.of(summary) for summary in reversed(summaries)])])

@@ -57,6 +57,12 @@ def _parallel() -> Callable[..., None] | None:
     return None
 
 
+def runtime() -> int:
+    """Where `GOMP_parallel` of torch's OpenMP runtime begins, for compiled code that calls it itself; 0 without one."""
+    found = _parallel()
+    return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None else 0  # pyright: ignore[reportArgumentType]
+
+
 def plain(values: Tensor | None, size: int, missing: float) -> Tensor:
     """One float32 a channel, side by side: these, or `missing`."""
     if values is None:

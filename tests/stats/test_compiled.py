@@ -13,7 +13,7 @@ from normscope.stats.code import encode
 from normscope.stats.digest import Digest
 from normscope.stats.values import exact
 
-pytest.importorskip("numba")
+pytest.importorskip("normscope.stats._reading", reason="it was installed without a C compiler", exc_type=ImportError)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -86,7 +86,7 @@ def test_every_float16_and_every_bfloat16_is_read_as_it_is():
         x = bits.view(dtype)
         found = compiled.gathered(x, 2**16)
         assert found is not None
-        np.testing.assert_array_equal(found.values, x.float().numpy())
+        np.testing.assert_array_equal(compiled.values(found), x.float().numpy())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,27 +95,66 @@ def test_a_sample_is_kept_and_a_change_is_told_from_it(dtype, layout):
     x = LAYOUTS[layout](spread(dtype)).clone()
     kept = compiled.gathered(x, 1000)
     assert kept is not None and kept.size == x.numel()
-    np.testing.assert_array_equal(kept.values, exact(strided(x, 1000)).numpy())
+    np.testing.assert_array_equal(compiled.values(kept), exact(strided(x, 1000)).numpy())
     x += 0.125
     now = compiled.gathered(x, 1000)
     assert now is not None
-    (found,) = compiled.digests([(now, kept)])
-    assert_same(found, Summary.of(exact(strided(x, 1000)) - torch.from_numpy(kept.values)))
+    (found,) = compiled.digests([now], [kept])
+    assert_same(found, Summary.of(exact(strided(x, 1000)) - torch.from_numpy(compiled.values(kept).copy())))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_many_are_told_at_once_by_any_number_of_threads(threads, monkeypatch):
-    if pool.missing() is not None:
-        pytest.skip(str(pool.missing()))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(compiled, "AT_ONCE", 7)
+def test_many_are_told_at_once_by_any_number_of_threads(threads):
+    if not pool.runtime():
+        pytest.skip("torch has no OpenMP runtime that takes C functions")
     tensors = [torch.randn(20 + 13 * at).to(DTYPES[at % 4]) for at in range(40)]
-    samples = [(compiled.gathered(x), None) for x in tensors]
-    at_once = compiled.gathered_all([*tensors, torch.ones(2, dtype=torch.int8)], pool.launch)
-    assert at_once.pop() is None
-    for one, (other, _) in zip(at_once, samples, strict=True):
-        np.testing.assert_array_equal(one.values, other.values)
-    assert list(compiled.digests(samples, pool.launch)) == [compiled.digests([sample])[0] for sample in samples]
+    alone = [compiled.gathered(x) for x in tensors]
+    team = pool.runtime(), threads
+    at_once = compiled.gathered_all([*tensors, torch.ones(2, dtype=torch.int8)], team=team)
+    assert at_once[-1] is None
+    for one, other in zip(at_once[:-1], alone, strict=True):
+        np.testing.assert_array_equal(compiled.values(one), compiled.values(other))
+    before = [None if at % 3 else sample for at, sample in enumerate(alone)]
+    told = compiled.digests(alone, before, team)
+    assert list(told) == [compiled.digests([now], [then])[0] for now, then in zip(alone, before)]
+    assert told[0].zeros == told[0].seen == 20
+
+
+def test_room_is_used_again_and_no_sample_writes_to_that_of_another():
+    tensors = [torch.full((100 * at + 1,), float(at)) for at in range(9)]
+    for _ in range(2):
+        samples = [compiled.gathered(x) for x in tensors]
+        places = {sample.__array_interface__["data"][0] for sample in samples}
+        assert len(places) == len(samples)
+        for sample, x in zip(samples, tensors):
+            np.testing.assert_array_equal(compiled.values(sample), x.numpy())
+    kept = compiled.values(samples[3])
+    del samples, sample
+    again = [compiled.gathered(x) for x in tensors]
+    assert len(places & {sample.__array_interface__["data"][0] for sample in again}) == len(places) - 1
+    np.testing.assert_array_equal(kept, tensors[3].numpy())
+    compiled.release()
+    np.testing.assert_array_equal(compiled.values(again[5]), tensors[5].numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_sample_is_divided_in_its_own_type(dtype):
+    x = torch.randn(50, dtype=dtype)
+    x[3] = torch.inf
+    found = compiled.gathered(x)
+    assert not found.finite and compiled.gathered(x[:3]).finite
+    np.testing.assert_array_equal(compiled.values(compiled.over(found, 3.0)), (x / 3.0).numpy())
+
+
+def test_what_is_no_sample_and_what_does_not_fit_is_refused():
+    short, long = compiled.gathered(torch.ones(3)), compiled.gathered(torch.ones(4))
+    for now, before in ((short, long), (long, compiled.gathered(torch.ones(4).double())), (torch.ones(3), None)):
+        with pytest.raises(TypeError, match="less"):
+            compiled.digests([now], [before])
+    with pytest.raises(ValueError, match="262141 elements, where 262140 is the most"):
+        compiled.gathered(torch.ones(2**18 - 3), 2**20)
+    with pytest.raises(TypeError, match="no sample"):
+        compiled.over(torch.ones(3), 2.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -158,16 +197,24 @@ def test_moments_are_exact_far_from_zero():
     assert found.m2 == pytest.approx(float((truth - truth.mean()).square().sum()), rel=1e-13)
 
 
-def test_without_numba_everything_is_none_and_the_reason_is_told():
+def test_without_the_loops_everything_is_none_and_the_reason_is_told():
     code = (
-        "import sys; sys.modules['numba'] = None; import torch; from normscope.stats import compiled;"
-        "assert compiled.digest(torch.ones(3)) is None; print(compiled.prepare());"
-        "assert compiled.digest(torch.ones(3)) is None and compiled.gathered(torch.ones(3)) is None"
+        "import sys; sys.modules['normscope.stats._reading'] = None; import torch\n"
+        "from normscope.stats import compiled;"
+        "print(compiled.prepare()); x = torch.ones(3);"
+        "assert compiled.digest(x) is compiled.gathered(x) is None and not compiled.serves(x);"
+        "assert compiled.gathered_all([x]) == [None] and not compiled.digests([], [])"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert told.startswith("ModuleNotFoundError: ")
+    assert told.startswith(("ImportError: ", "ModuleNotFoundError: "))
 
 
-def test_the_package_loads_no_compiler():
-    code = "import sys, normscope, normscope.watch.session, normscope.stats.compiled; assert 'numba' not in sys.modules"
+def test_watching_loads_no_compiler():
+    code = (
+        "import sys, torch, normscope as ns, tempfile; model = torch.nn.Linear(3, 2);"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "with tempfile.TemporaryDirectory() as place, ns.watch(model, optimizer, place, every=1) as watcher:\n"
+        "    model(torch.randn(4, 3)).sum().backward(); optimizer.step()\n"
+        "assert watcher.path and 'numba' not in sys.modules and 'llvmlite' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
