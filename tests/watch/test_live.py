@@ -305,14 +305,14 @@ class Answer:
     ],
     ids=["dict", "tuple", "dataclass", "nothing"],
 )
-def test_any_output_will_do(shape, tmp_path, faults):
+def test_any_output_and_an_input_by_name_will_do(shape, tmp_path, faults):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = one_layer()
 
         def forward(self, *, x):
-            self.kept = self.layer(x)
+            self.kept = self.layer(input=x)
             return shape(self.kept)
 
     model = Model()
@@ -326,6 +326,7 @@ def test_any_output_will_do(shape, tmp_path, faults):
     assert faults(tmp_path) == []
     assert watcher.record.summary("layer:gradient", 2).mean == 1.0
     assert watcher.record.summary("layer:output", 0, "probe").mean == 3.0
+    assert watcher.record.summary("layer:input", 2).mean == watcher.record.summary("layer:input", 0, "probe").mean == 1
 
 
 def test_complex_and_integer_tensors_are_recorded(tmp_path, faults):
