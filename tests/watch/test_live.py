@@ -400,6 +400,11 @@ def test_only_training_forward_passes_count(tmp_path, trainings, faults):
             model(torch.full((2, 8), 100.0))  # in training mode, but no backward pass follows
             loss = model(torch.randn(16, 8)).square().sum()
             torch.func.vmap(lambda x: model(x), randomness="different")(torch.full((2, 8), 100.0))
+            for _ in range(PASSES + 1):  # more than are remembered, had they been taken for training
+                with torch.no_grad():
+                    model(torch.full((2, 8), 100.0))
+                model.eval()(torch.full((2, 8), 100.0))
+                model.train()
             loss.backward()
             optimizer.step()
     assert faults(tmp_path) == []
