@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 BALANCED = 1e-4
 """A gradient's mean over its size: near the 1e-8 of rounding, far from what a sum that need not be zero leaves."""
 
+LONG = 80
+"""Twice the steps in which a copy learns one batch by heart: a shorter run has had no time."""
+
 DRIFT_STEPS = 10
 """The stretch over which movement is measured: the memory of momentum 0.9 and of a running average at 0.1."""
 
@@ -142,6 +145,13 @@ class Case(Run):
     def thrives(self) -> bool:
         """Whether the loss is known to have fallen to less than half of where it started, or of chance."""
         return (self.fallen or 0.0) > 0.5
+
+    @property
+    def hardly_learns(self) -> bool:
+        """Whether a run of `LONG` steps and more is known to have lost less than half of its loss."""
+        length = int(self.steps[-1] - self.steps[0]) + 1
+        known = length >= LONG and len(self.loss) >= 12 and self.fallen is not None
+        return known and not self.thrives and not self.diverged
 
     @cached_property
     def plateau(self) -> float:

@@ -104,6 +104,7 @@ class Experiment(Datum):
         loss_fn: ``(output, target) → loss``; without it, what ``output.loss`` gives.
         optimizer: the optimizer that trains the model.
         seed: of the random states in which each run begins.
+        kept: what was asked once and is asked again.
     """
 
     model: nn.Module = field(repr=False)
@@ -113,7 +114,7 @@ class Experiment(Datum):
     seed: int = 0
     _looks: dict[str, Look | None] = field(default_factory=dict, repr=False)
     _missed: set[str] = field(default_factory=set, repr=False)
-    _given: list[Any] = field(default_factory=list, repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def missed(self) -> str:
         """What could not be tried since this was last asked, in a sentence; empty where everything could."""
@@ -203,7 +204,7 @@ class Experiment(Datum):
         if change is not None:
             probe = replace(probe, args=mapped(probe.args, change), kwargs=mapped(dict(probe.kwargs), change))
         try:
-            model = self._copy()
+            model = self.copied()
             named = [(path, module) for path, module in model.named_modules() if path and inside]
             for path, module in named:
                 module.register_forward_hook(lambda _m, _i, output, path=path: note(path, output))
@@ -218,7 +219,7 @@ class Experiment(Datum):
         """The paths of the modules in evaluation mode whose code calls a dropout that drops."""
         calls = _Dropping()
         try:
-            model = self._copy()
+            model = self.copied()
             for path, module in model.named_modules():
                 module.register_forward_pre_hook(lambda _m, _i, path=path: calls.within.append(path))
                 module.register_forward_hook(lambda _m, _i, _o: calls.leave(), always_call=True)
@@ -230,7 +231,7 @@ class Experiment(Datum):
 
     def by_heart(self, steps: int, rate: float = 3e-3) -> tuple[float, float] | None:
         """The loss of the fixed batch before and after so many steps of Adam on it alone; None where it has none."""
-        model = self._copy()
+        model = self.copied()
         batch = Probe.of(self.probe)
         try:
             with isolated(model, training=True), torch.enable_grad():
@@ -238,7 +239,7 @@ class Experiment(Datum):
                 optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], rate)
                 first = last = float("inf")
                 for step in range(steps + 1):
-                    loss = self._loss(batch.detached().run(model), batch.target)
+                    loss = self.loss(batch.detached().run(model), batch.target)
                     last = min(last, float(loss.detach()))
                     first = last if not step else first
                     optimizer.zero_grad()
@@ -263,7 +264,7 @@ class Experiment(Datum):
                 best = float("inf")
                 for _ in range(steps):
                     optimizer.param_groups[0]["lr"] *= 0.93  # to a thousandth in a hundred steps
-                    loss = self._loss(output, target)
+                    loss = self.loss(output, target)
                     best = min(best, float(loss.detach()))
                     (output.grad,) = torch.autograd.grad(loss, output)
                     optimizer.step()
@@ -279,7 +280,7 @@ class Experiment(Datum):
         if self.loss_fn is None or not isinstance(given, torch.Tensor):
             return None
         try:
-            told = float(self._loss(torch.zeros_like(given), Probe.of(self.probe).target))
+            told = float(self.loss(torch.zeros_like(given), Probe.of(self.probe).target))
         except Exception:
             return None
         return told if isfinite(told) else None
@@ -293,7 +294,7 @@ class Experiment(Datum):
             return None
         try:
             mean, right = (
-                float(self._loss(one, target)) for one in (target.mean(0, keepdim=True).expand_as(target), target)
+                float(self.loss(one, target)) for one in (target.mean(0, keepdim=True).expand_as(target), target)
             )
         except Exception:
             return None
@@ -301,18 +302,18 @@ class Experiment(Datum):
 
     def output(self) -> Any:
         """All that the model gives for the fixed batch in evaluation mode, asked once; None where it fails."""
-        if not self._given:
+        if "output" not in self.kept:
             try:
-                model = self._copy()
+                model = self.copied()
                 with isolated(model, training=False), torch.no_grad():
                     torch.manual_seed(self.seed)
-                    self._given.append(Probe.of(self.probe).detached().run(model))
+                    self.kept["output"] = Probe.of(self.probe).detached().run(model)
             except Exception:
-                self._given.append(None)
-        return self._given[0]
+                self.kept["output"] = None
+        return self.kept["output"]
 
     def _loss_after(self, taken: Optimizer, size: float) -> float:
-        model = self._copy()
+        model = self.copied()
         batch = Probe.of(self.probe)
         theirs = dict(unwrapped(self.model).named_parameters(remove_duplicate=False))
         ours = dict(model.named_parameters(remove_duplicate=False))
@@ -321,16 +322,16 @@ class Experiment(Datum):
             group["lr"] = group["lr"] * size
         with isolated(model, training=None), torch.enable_grad():
             torch.manual_seed(self.seed)
-            loss = self._loss(batch.detached().run(model), batch.target)
+            loss = self.loss(batch.detached().run(model), batch.target)
             if not size:
                 return float(loss.detach())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             torch.manual_seed(self.seed)
-            return float(self._loss(batch.detached().run(model), batch.target).detach())
+            return float(self.loss(batch.detached().run(model), batch.target).detach())
 
-    def _loss(self, output: Any, target: Any) -> torch.Tensor:
+    def loss(self, output: Any, target: Any) -> torch.Tensor:
         return self.loss_fn(output, target) if self.loss_fn is not None else output.loss
 
     def _look(self, change: Any) -> Look | None:
@@ -338,14 +339,14 @@ class Experiment(Datum):
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                model, probe = change(self._copy(), Probe.of(self.probe).detached())
+                model, probe = change(self.copied(), Probe.of(self.probe).detached())
                 measures = measures_named(_MEASURES).values()
                 fixed = FixedBatch(model, probe, measures, loss_fn=self.loss_fn, seed=self.seed)
                 return Look.of(fixed.sites, fixed.run(0))
         except Exception:  # what cannot be changed so is not tried so
             return None
 
-    def _copy(self) -> nn.Module:
+    def copied(self) -> nn.Module:
         """A copy with parameters of its own, without the hooks and compiled parts of the original."""
         replica = Replica(unwrapped(self.model))
         replica.refresh()

@@ -19,7 +19,7 @@ from normscope.diagnose.blueprint import Blueprint
 from normscope.diagnose.case import Case
 from normscope.diagnose.counterfactual import Experiment, Watched, explains, tried
 from normscope.diagnose.relations import causes_first, related
-from normscope.diagnose.rule import Rule
+from normscope.diagnose.rule import Check, Rule
 from normscope.record.reader import Record
 from normscope.terms.errors import RecordError, UnknownNameError
 from normscope.terms.finding import SEVERITIES, Diagnosis, Fault, Finding, Severity
@@ -201,22 +201,25 @@ def _examine(
     subject: str,
     fail_on: Severity,
 ) -> Diagnosis:
-    ran, findings, broken = [], [], list(faults)
+    broken = list(faults)
+    asked = [one for one in chosen if one.reads in subjects]
     case: Case | None = subjects.get("record")
     experiment = case.experiment if case else None
-    for one in chosen:
-        if one.reads not in subjects:
-            continue
-        ran.append(one.code)
+
+    def seen(one: Rule, look: Check) -> list[Finding]:
         try:
-            found_here = [kept for told in one.check(subjects[one.reads]) for kept in _heard(told, silent)]
+            found_here = [kept for told in look(subjects[one.reads]) for kept in _heard(told, silent)]
         except Exception as error:  # a rule that fails must not silence the others
             broken.append(Fault(one.code, f"{type(error).__name__}: {error}"))
-            continue
+            return []
         missed = experiment.missed() if experiment is not None else ""
-        findings += [replace(told, message=told.message + missed) for told in found_here]
-    if experiment is not None:
+        return [replace(told, message=told.message + missed) for told in found_here]
+
+    findings = [told for one in asked for told in seen(one, one.check)]
+    if case is not None and experiment is not None:
         findings = tried(findings, found, experiment)
+        if case.hardly_learns and all(told.severity == "note" for told in findings):
+            findings += [told for one in asked if one.second is not None for told in seen(one, one.second)]
     linked = related(
         findings,
         found,
@@ -224,7 +227,7 @@ def _examine(
         explains=lambda cause, effect: explains(cause, effect, experiment),
     )
     basis = "" if case is None else _BASIS[experiment is not None]
-    return Diagnosis(causes_first(linked), tuple(ran), tuple(broken), subject, fail_on, basis)
+    return Diagnosis(causes_first(linked), tuple(one.code for one in asked), tuple(broken), subject, fail_on, basis)
 
 
 def _heard(finding: Finding, silent: Mapping[str, set[str]]) -> Iterator[Finding]:

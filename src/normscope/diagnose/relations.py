@@ -21,10 +21,10 @@ def related(
 ) -> list[Finding]:
     """The findings with `cause_of` and `caused_by` filled in.
 
-    One finding explains another when its rule declares that ailment among its `causes`, it did not begin later, and
-    it lies where its effect can come from: at a common site, or (where depths are known) before the symptom in the
-    direction in which the symptom travels. Where it was tried, the symptom must have gone away with the cause. A cause
-    is at least as severe as what it brings about.
+    One finding explains another, which is no root by itself (`Rule.roots`), when its rule declares that ailment among
+    its `causes`, it did not begin later, and it lies where its effect can come from: at a common site, or (where depths
+    are known) before the symptom in the direction in which the symptom travels. Where it was tried, the symptom must
+    have gone away with the cause. A cause is at least as severe as what it brings about.
 
     Args:
         findings: what the rules found.
@@ -38,8 +38,9 @@ def related(
         for cause in findings
         for effect in findings
         if effect.name in by_name[cause.name].causes
+        and effect.evidence.quantity not in by_name[effect.name].roots
         and _plausible(cause, effect, by_name[effect.name], depth_of)
-        and (explains is None or explains(by_name[cause.name], by_name[effect.name]) is not False)
+        and _shown(cause, explains(by_name[cause.name], by_name[effect.name]) if explains is not None else None)
     ]
     linked = []
     for finding in findings:
@@ -65,6 +66,11 @@ def causes_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         return SEVERITIES.index(finding.severity), ranks[finding.code], relief, finding.since_step or 0, finding.code
 
     return tuple(sorted(findings, key=place))
+
+
+def _shown(cause: Finding, verdict: bool | None) -> bool:
+    """By experiment; where that cannot be had, not of a cause without which its own symptom stays as it was."""
+    return not (cause.severity == "note" and cause.removals) if verdict is None else verdict
 
 
 def _rank(finding: Finding, findings: Sequence[Finding], seen: frozenset[str] = frozenset()) -> int:

@@ -16,6 +16,9 @@ HEADINGS = ("What it finds", "Why it hurts", "Evidence", "Prescription", "When t
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
+Check = Callable[[Any], Iterable[Finding]]
+
+
 @dataclass(frozen=True, repr=False)
 class Threshold(Datum):
     """A number at which a rule speaks, and who says so (a paper, a derivation, a measurement)."""
@@ -54,8 +57,10 @@ class Rule(Datum):
         reads: ``"record"`` when the check takes a `Case`, ``"model"`` when it takes a `Blueprint`.
         check: looks, and yields findings.
         text: the rule's module docstring: a first line, then the sections of `HEADINGS`.
+        second: looks again, by trainings of copies, where no rule has found anything in a run that has hardly learned.
         thresholds: every number the check compares with, by name.
         causes: names of the ailments that this one can bring about.
+        roots: the quantities of evidence that show a cause by themselves: no other finding explains such a one.
         travels: the pass in which the symptom spreads; a cause of a ``"forward"`` ailment lies before it in
             execution order, a cause of a ``"backward"`` one lies after it, one of ``"both"`` anywhere.
         symptom: what of a model and a batch shows this ailment, a name of `symptoms.SYMPTOMS`; None when nothing does.
@@ -69,10 +74,12 @@ class Rule(Datum):
     name: str
     severity: Severity
     reads: Literal["record", "model"]
-    check: Callable[[Any], Iterable[Finding]] = field(repr=False)
+    check: Check = field(repr=False)
     text: str | None = field(repr=False)
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     causes: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    second: Check | None = field(default=None, repr=False)
     travels: Literal["forward", "backward", "both"] = "forward"
     symptom: str | None = None
     shown_by: tuple[str, ...] = ()

@@ -64,8 +64,11 @@ def _spread(case: Case) -> float | None:
         given = [one for one in (*probe.args, *probe.kwargs.values()) if isinstance(one, Tensor) and one.ndim]
         real = [one for one in given if one.is_floating_point() and len(one) > 1]
         differ = [float((one - one[:1]).abs().max()) for one in real]
-        return max(differ) if differ and len(real) == len(given) else None
-    first = case.producers[0]
+        if not differ or len(real) < len(given):
+            return None
+        if not max(differ) > SAME.value or case.learns is not False:
+            return max(differ)
+    first = case.producers[0]  # something before it can have taken away what tells samples apart
     told = [one.channels for _, one in case.summaries(first.at("input"), "probe")[:1] if one.channels is not None]
     return float(told[0].std.max()) if told and case.values_per_channel(first) > 1 else None
 

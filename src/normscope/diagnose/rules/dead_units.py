@@ -47,7 +47,7 @@ from normscope.terms.site import Site
 DEAD = Threshold(
     0.5,
     "chosen: the layer works at half its width; the fewer units are left, the sooner the whole layer dies (Lu et "
-    "al. 2019); no sound run of benchmarks/faults, of 145, is flagged",
+    "al. 2019); no sound run of benchmarks/faults, of 213, is flagged",
     "share",
 )
 BLOCKED = Threshold(
@@ -141,6 +141,7 @@ RULE = Rule(
     __doc__,
     thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
     causes=(
+        "unread_input",
         "unrelated_targets",
         *("vanishing_gradient", "rate_too_low", "rank_collapse", "uneven_updates", "unmoved_layer"),
         *("growing_weights",),

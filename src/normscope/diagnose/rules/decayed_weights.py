@@ -142,6 +142,7 @@ RULE = Rule(
     __doc__,
     thresholds={"left": LEFT, "pulled": PULLED, "most": MOST},
     causes=(
+        "unread_input",
         "unrelated_targets",
         *("vanishing_gradient", "rank_collapse", "dead_units", "collapsed_channels", "uneven_updates", "unlike_units"),
         *("rate_too_high", "rate_too_low", "restricted_output", "drifting_distribution"),

@@ -46,7 +46,7 @@ from normscope.terms.finding import Evidence, Finding, Prescription
 MOVED = Threshold(
     0.5,
     "chosen: a normal unit whose mean moves by half a deviation is positive on 31 or 69% of the samples, no longer "
-    "on 50%; no sound run of benchmarks/faults, of 145, is flagged",
+    "on 50%; no sound run of benchmarks/faults, of 213, is flagged",
     "deviations",
 )
 GAINED = Threshold(

@@ -104,7 +104,7 @@ RULE = Rule(
     thresholds={"collapsed": COLLAPSED},
     causes=(
         "unrelated_targets",
-        "rank_collapse",
+        *("rank_collapse", "vanishing_gradient", "unmoved_layer", "unread_input"),
     ),
     sick=SICK,
     healthy=HEALTHY,

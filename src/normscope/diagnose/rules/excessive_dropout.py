@@ -34,15 +34,17 @@ from torch import nn
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.counterfactual import Experiment
+from normscope.diagnose.rehearsal import LEARNT, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Removal
 
 DROWNED = Threshold(
     3.0,
     "chosen: at three deviations of noise for one of signal nine tenths of the output's variance are noise",
     "ratio",
 )
+FREED = Threshold(0.5, "chosen: without dropout a copy learns twice as much of one batch as with it", "share")
 DRAWS = 8
 OFTEN = 0.5
 """Rates above those in use (Srivastava et al. 2014 keep half of the hidden units at least)."""
@@ -54,16 +56,20 @@ def check(case: Case) -> Iterator[Finding]:
         return
     modules = case.experiment.model.named_modules()
     drops = {path: float(one.p) for path, one in modules if isinstance(one, nn.modules.dropout._DropoutNd) and one.p}
-    value = _noise(case.experiment) if drops else None
-    if value is None or not value > DROWNED.value or not max(drops.values()) > OFTEN:
+    if not drops or not max(drops.values()) > OFTEN or (value := _noise(case.experiment)) is None:
+        return
+    freed = None if value > DROWNED.value else _freed(case)
+    if freed is None and not value > DROWNED.value:
         return
     worst = sorted(drops, key=lambda path: -drops[path])
+    told = f" A short training leaves {freed.before:.0%} of the loss, without it {freed.after:.0%}." if freed else ""
     yield RULE.finding(
         worst,
         f"From one draw of the dropout to the next the outputs differ {value:.2g} times as much as from one sample to "
-        f"the next; `{worst[0]}` takes {drops[worst[0]]:.0%} away.",
+        f"the next; `{worst[0]}` takes {drops[worst[0]]:.0%} away." + told,
         DROWNED.evidence("noise", value, [int(case.steps[0])], [(path, drops[path]) for path in worst]),
         severity="error" if case.learns is False else "warning",
+        removals=[freed] if freed else [],
         since_step=int(case.steps[0]),
         prescriptions=[
             remedies.advice(
@@ -72,6 +78,20 @@ def check(case: Case) -> Iterator[Finding]:
             )
         ],
     )
+
+
+def _freed(case: Case) -> Removal | None:
+    """What copies that begin anew learn of the fixed batch with and without dropout, where it is the dropout."""
+    own, free = rehearsed(case), rehearsed(case, change=_keep)
+    if own is None or free is None or not (free > LEARNT and own < FREED.value * free):
+        return None
+    return Removal("dropout taken out", "share of the loss that is left", 1 - own, 1 - free)
+
+
+def _keep(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
 
 
 def _noise(tried: Experiment) -> float | None:
@@ -101,7 +121,7 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"drowned": DROWNED},
+    thresholds={"drowned": DROWNED, "freed": FREED},
     causes=("dead_units", "rank_collapse", "rate_too_low", "poor_initialization", "unrelated_targets"),
     sick=SICK,
     healthy=HEALTHY,

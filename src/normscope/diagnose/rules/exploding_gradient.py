@@ -40,7 +40,7 @@ from normscope.terms.finding import Evidence, Finding, Prescription
 EXPLODED = Threshold(
     float(np.exp(6)),
     "six e-folds: networks train up to a depth of about six of the scales over which a gradient grows (the "
-    "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 145, is flagged",
+    "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 213, is flagged",
     "ratio",
 )
 

@@ -2,7 +2,8 @@
 
 ## What it finds
 Batch normalization whose γ and β do not learn while its running statistics still move (a warning), and, in a model that
-trains, one in evaluation mode whose γ and β do learn (a note).
+trains, one in evaluation mode whose γ and β do learn (a note). Where its running statistics never saw a batch, and are
+0 and 1 after a training, it has normalized nothing (an error).
 
 ## Why it hurts
 Freezing a backbone with `requires_grad_(False)` stops γ and β, not the statistics: in training mode the layer still
@@ -47,10 +48,20 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
     norms = [norm for norm in blueprint.norms if _keeps(norm) and any(True for _ in norm.module.parameters())]
     training = blueprint.model.training
     live = tuple(norm.path for norm in norms if norm.module.training == training and not _learns(norm))
+    blank = tuple(norm.path for norm in norms if blueprint.trained and _learns(norm) and _blank(norm))
     still = tuple(norm.path for norm in norms if training and not norm.module.training and _learns(norm))
     halves: tuple[tuple[tuple[str, ...], str, Severity], ...] = (
         (live, "frozen parameters and running statistics that still move", "warning"),
-        (still, "frozen statistics and parameters that still learn", "note"),
+        (
+            blank,
+            "running statistics that never saw a batch, and so normalized nothing while its parameters learned",
+            "error",
+        ),
+        (
+            tuple(path for path in still if path not in blank),
+            "frozen statistics and parameters that still learn",
+            "note",
+        ),
     )
     for sites, what, severity in halves:
         if sites:
@@ -72,6 +83,14 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
 
 def _keeps(norm: Norm) -> bool:
     return "N" in norm.spec.over and norm.spec.infer_from == "running" and norm.spec.train_from != "given"
+
+
+def _blank(norm: Norm) -> bool:
+    """Whether no batch has reached the running statistics: the count is zero, and all is as it was made."""
+    mean, var, count = (norm.module._buffers.get(one) for one in ("running_mean", "running_var", "num_batches_tracked"))
+    if mean is None or var is None or count is None:
+        return False
+    return int(count) == 0 and not bool(mean.any()) and bool((var == 1).all())
 
 
 def _learns(norm: Norm) -> bool:

@@ -60,6 +60,10 @@ def check(case: Case) -> Iterator[Finding]:
         NOTHING.evidence("variation", 0.0, steps, [(norm.key, 0.0) for norm in mute]),
         since_step=int(steps[0]),
         prescriptions=[
+            remedies.advice(f"take {remedies.few(sites)} out", "a norm over one element gives the same for every input")
+        ]
+        if all(case.channels(norm) == 1 for norm in mute)
+        else [
             Prescription(
                 "convert",
                 sites,
@@ -105,6 +109,7 @@ RULE = Rule(
     __doc__,
     thresholds={"nothing": NOTHING},
     causes=(
+        "unread_input",
         *("poor_initialization", "vanishing_gradient", "dead_units", "unmoved_layer", "rate_too_low", "rank_collapse"),
         *("collapsed_channels", "symmetric_units", "unlike_units"),
     ),

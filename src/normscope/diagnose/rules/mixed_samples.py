@@ -3,8 +3,10 @@
 ## What it finds
 Models whose output for one half of the fixed batch changes, in evaluation mode, when the other half is replaced: a
 softmax, a mean or a norm over the batch instead of over classes, positions or features; a recurrence or an attention
-that takes the axis of samples for that of time (`batch_first`); a reshape where a transpose was meant. Norms that take
-the statistics of the batch in evaluation mode too have a rule of their own.
+that takes the axis of samples for that of time (`batch_first`); a reshape where a transpose was meant. Where the output
+is the same for all samples, what is made inside is looked at. Which axis is that of samples is told by their order:
+neighbours in time are alike, and samples drawn at random are not. Norms that take the statistics of the batch in
+evaluation mode too have a rule of their own.
 
 ## Why it hurts
 The loss compares the output of each sample with its own target. What is mixed from all samples has lost whose it was,
@@ -41,6 +43,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.counterfactual import Experiment, rms, spread
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.wiring import samples_first
 from normscope.terms.finding import Finding, Prescription
 
 MIXED = Threshold(
@@ -79,15 +82,21 @@ def check(case: Case) -> Iterator[Finding]:
     mixed = {half: _apart(own, tried.answer(half.replaced), half) or 0.0 for half in (_Half(0), _Half(1))}
     half = max(mixed, key=lambda one: mixed[one])
     value = mixed[half]
-    if not value > MIXED.value:
+    silent = own is not None and float(spread(own)) < MIXED.value * float(rms(own))
+    if not (value > MIXED.value or silent):
         return
     kept, changed = tried.traced(), tried.traced(half.replaced)
-    inner = [path for path in kept if path and (_apart(kept[path], changed.get(path), half) or 0.0) > MIXED.value]
+    apart = {path: _apart(kept[path], changed.get(path), half) or 0.0 for path in kept if path}
+    inner = [path for path in apart if apart[path] > MIXED.value and own is not None and len(kept[path]) == len(own)]
     first = inner[0] if inner else ""
+    if not (value > MIXED.value or inner):
+        return
+    value = value if value > MIXED.value else apart[first]
     yield RULE.finding(
         [first],
-        f"With the other half of the fixed batch replaced, the outputs of samples that stayed change by {value:.2g} of "
-        f"their deviation in evaluation mode" + (f", from `{first}` on." if first else "."),
+        f"With the other half of the fixed batch replaced, {'what is made' if silent else 'the outputs'} of samples "
+        f"that stayed change{'s' if silent else ''} by {value:.2g} of their deviation in evaluation mode"
+        + (f", from `{first}` on." if first else "."),
         MIXED.evidence("mixed", value, [int(case.steps[0])], [(first, value)]),
         severity="error" if case.learns is False else "warning",
         since_step=int(case.steps[0]),
@@ -114,7 +123,8 @@ def _by_samples(experiment: Experiment) -> bool:
     if size < FEWEST or not asked or any(not one.ndim or len(one) != size for one in (*given, *asked)):
         return False
     modules = list(experiment.model.modules())
-    if asked[0].ndim > 1 and any(getattr(one, "batch_first", None) is False for one in modules):
+    timed = asked[0].ndim > 1 and any(getattr(one, "batch_first", None) is False for one in modules)
+    if timed and not samples_first(experiment):
         return False  # (time, samples, …) throughout
     held = (*experiment.model.parameters(), *experiment.model.buffers())
     if any(one.ndim == 2 and tuple(one.shape) == (size, size) and not one.requires_grad for one in held):
@@ -161,7 +171,15 @@ RULE = Rule(
     causes=(
         "unrelated_targets",
         *("poor_initialization", "rank_collapse", "vanishing_gradient", "rate_too_low", "restricted_output"),
-        *("dead_units", "double_softmax", "unheard_targets", "train_eval_gap", "symmetric_units"),
+        *(
+            "unread_input",
+            "unmoved_layer",
+            "dead_units",
+            "double_softmax",
+            "unheard_targets",
+            "train_eval_gap",
+            "symmetric_units",
+        ),
     ),
     sick=SICK,
     healthy=HEALTHY,

@@ -4,8 +4,10 @@
 The first sampled step at which a tensor holds NaN or infinity, and the first tensor of that step in the order in which
 things happen: parameters, then activations as they run, then gradients from the output back. It tells apart a broken
 input (the data), a layer or an operation that made it of finite values, a gradient that broke while activations were
-finite, and parameters that an update broke. Two things are no finding: scores of minus infinity before a softmax, which
-masks put there, and gradients that overflow now and then under a loss scaler, which skips those steps.
+finite, and parameters that an update broke. Where activations are finite and the loss is not, the loss function is
+asked with outputs of sizes up to 300: one that breaks there is the cause, whatever the data are like. Two things are no
+finding: scores of minus infinity before a softmax, which masks put there, and gradients that overflow now and then
+under a loss scaler, which skips those steps.
 
 ## Why it hurts
 NaN spreads to everything it touches and never goes away: from that step on nothing is learned, and what was learned is
@@ -34,14 +36,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from normscope.anatomy.batch import Probe, first_tensor
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
+from normscope.diagnose.counterfactual import Experiment
 from normscope.diagnose.origin import Origin, origin
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, clusters, sgd
 from normscope.terms.finding import Evidence, Finding, Prescription
 
 ANY = Threshold(0.0, "one NaN is enough: every sum it enters is NaN (IEEE 754-2019, section 6.2)", "share")
+
+POLE = Threshold(
+    300.0, "chosen: three times what exp reaches in float32 (log 3.4e38 is 89): a stable loss takes any logit", "output"
+)
+SIZES = (10.0, 100.0, 300.0)
 
 _WORDS = {
     "data": "The input itself holds NaN or infinity: {share:.2%} of `{place}`'s input at step {step}.",
@@ -66,6 +75,9 @@ def check(case: Case) -> Iterator[Finding]:
     found = origin(case)
     if found is None or (found.kind == "backward" and not found.lasts):
         return
+    if (pole := _pole(case, found)) is not None:
+        yield pole
+        return
     since = "" if found.before is None else f" At step {found.before} everything was finite."
     words = _WORDS[found.kind].format(share=found.share, place=found.site.place, step=found.step)
     yield RULE.finding(
@@ -84,6 +96,50 @@ def check(case: Case) -> Iterator[Finding]:
         since_step=found.step,
         prescriptions=[_advice(found)],
     )
+
+
+def _pole(case: Case, found: Origin) -> Finding | None:
+    """The loss itself: of finite outputs, no larger than a confident network gives, it makes NaN or infinity."""
+    if found.site.path or found.kind != "backward" or case.experiment is None:
+        return None
+    value = _breaks(case.experiment)
+    if value is None:
+        return None
+    return RULE.finding(
+        [""],
+        f"The loss of outputs of size {value:g}, all finite, or its gradient is NaN or infinite: a logarithm, a root "
+        f"or a quotient in it meets zero. In the run {found.share:.2%} of the gradient at the output was so at step "
+        f"{found.step}.",
+        POLE.evidence("pole", value, (found.step,), ((found.site.key, found.share),)),
+        severity="error" if found.lasts else "warning",
+        since_step=found.step,
+        prescriptions=[
+            remedies.advice(
+                "use a loss that takes logits, such as `nn.functional.cross_entropy` or "
+                "`binary_cross_entropy_with_logits`, or clamp what logarithms and roots read",
+                "they take the logarithm and the exponential together, where neither overflows",
+            )
+        ],
+    )
+
+
+def _breaks(tried: Experiment) -> float | None:
+    """The size of outputs from which on the loss is not finite; None where none of those tried is."""
+    given, target = first_tensor(tried.output()), Probe.of(tried.probe).target
+    if tried.loss_fn is None or given is None or not given.is_floating_point():
+        return None
+    for size in SIZES:
+        output = (size * torch.randn(given.shape, generator=torch.Generator().manual_seed(0))).to(given)
+        output.requires_grad_()
+        try:
+            with torch.enable_grad():
+                loss = tried.loss(output, target)
+                (slope,) = torch.autograd.grad(loss, output)
+        except Exception:  # outputs that this loss does not take
+            return None
+        if not (torch.isfinite(loss.detach()) and torch.isfinite(slope).all()):
+            return size
+    return None
 
 
 def _advice(found: Origin) -> Prescription:
@@ -125,8 +181,12 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"any": ANY},
-    causes=("unrelated_targets",),
+    thresholds={"any": ANY, "pole": POLE},
+    causes=(
+        "unread_input",
+        "unrelated_targets",
+    ),
+    roots=("pole",),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -3,12 +3,15 @@
 ## What it finds
 Weights that were drawn at another scale than any theory gives their layer, with no norm right behind it that would make
 up for it: four times as large, a tenth as large (the last layer apart, which may start at nothing), or of one sign, so
-that what all inputs have in common drowns the rest. A network that got away from it (most of the loss is gone, and went
-early) has a note. And starts from which a network hardly gets away by itself. The signal dies: behind some layer, and
-in every layer after it to the output, all samples give nearly the same, differing by less than a four-hundredth of
-their size. Or it explodes: the last layers' activations are more than four hundred times as large as the first ones'.
-It must be so at the first probe and stay so for a quarter of the run; many networks start with little variation at the
-output and have it grown after a few steps.
+that what all inputs have in common drowns the rest; recurrent ones half as large again as orthogonal ones; biases that
+hold a gate of a recurrent layer open or shut; norms that begin at ten times a scale of one. A network that got away
+from it (most of the loss is gone, and went early) has a note. And starts from which a network hardly gets away by
+itself. The signal dies: behind some layer, and in every layer after it to the output, all samples give nearly the same,
+differing by less than a four-hundredth of their size. Or it explodes: the last layers' activations are more than four
+hundred times as large as the first ones'. It must be so at the first probe and stay so for a quarter of the run; many
+networks start with little variation at the output and have it grown after a few steps. Where no rule finds anything in
+a run that has learned nothing, a copy is trained on the fixed batch from weights as its modules draw them, and another
+from where the run has ended.
 
 ## Why it hurts
 A network whose output is the same for all samples can only learn the mean of the targets, and its gradients carry no
@@ -48,18 +51,19 @@ from torch import nn
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.layers import collapsed
+from normscope.diagnose.rehearsal import LEARNT, STEPS, STUCK, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scales import Drawn, drawn
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.symptoms import variation
 from normscope.terms.activations import activation_named
-from normscope.terms.finding import Evidence, Finding, Prescription, Severity
+from normscope.terms.finding import Evidence, Finding, Prescription, Removal, Severity
 from normscope.terms.site import Site
 
 ALIKE = Threshold(
     float(np.exp(-6)),
     "six e-folds: networks train up to a depth of about six of the scales over which samples become alike (the "
-    "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 145, is flagged",
+    "experiments of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 213, is flagged",
     "share",
 )
 COVERED = Threshold(
@@ -83,6 +87,21 @@ LARGE = Threshold(
     "by the other fan is 2.4; the sound runs that were looked at lay below 3",
     "gain",
 )
+CHAOTIC = Threshold(
+    1.5,
+    "Sompolinsky, Crisanti & Sommers 1988, *Chaos in random neural networks*: above a gain of 1 a tanh network that "
+    "feeds itself is chaotic; half as much again, for orthogonal weights have 1, and He's rule 1.41",
+    "gain",
+)
+GATE = Threshold(
+    6.0,
+    "derived: the slope of a sigmoid at 6 is e^-6 of one, the six e-folds in which a signal is gone",
+    "bias",
+)
+GATES = Threshold(0.2, "derived: of three or four gates one is a third or a quarter", "share")
+SCALE = Threshold(
+    10.0, "chosen: ten times the scale of 1 that norms begin with (Ioffe & Szegedy 2015), or less", "scale"
+)
 WIDE_ROWS = Threshold(
     10.0, "chosen: ten times the deviation with which torch draws the rows of an embedding", "deviation"
 )
@@ -103,13 +122,17 @@ OVERCOME = Threshold(
 LATE = Threshold(0.2, "chosen: a fifth of the run spent before a tenth of the loss was gone", "share")
 LOUD = Threshold(2.0, "chosen: a start at twice the loss of knowing nothing has to be unlearned first", "ratio")
 SHOUTING = Threshold(10.0, "chosen: five times LOUD, from which the outputs have to shrink to a tenth first", "ratio")
+GATED = ("LSTM", "GRU")
 LASTING = 4
 """The signal must be gone for a quarter of the run; chosen, because many such starts recover in a few steps."""
+REHEARSED = Threshold(
+    STUCK, "chosen: a fifth of the loss of one batch, where half is gone in a copy with one thing changed", "share"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
     """At most one finding of weights off scale; without one, of each kind: a dying signal, an exploding one."""
-    scale = _off_scale(case)
+    scale = _off_scale(case) or _shut_gates(case) or _loud_norms(case)
     if scale is not None:
         yield scale
     if scale is None or scale.severity == "note":
@@ -118,16 +141,34 @@ def check(case: Case) -> Iterator[Finding]:
         yield from _exploding(case)
 
 
+def again(case: Case) -> Iterator[Finding]:
+    """A copy with weights as its modules draw them learns, and one that goes on from the run's end does not."""
+    fresh, own = rehearsed(case), rehearsed(case, anew=False)
+    if case.learns is not False or fresh is None or own is None or not (fresh > LEARNT and own < STUCK):
+        return
+    sites = tuple(dict.fromkeys(site.path for site in case.producers))
+    yield RULE.finding(
+        sites,
+        f"With weights as its modules draw them the network loses {fresh:.0%} of the loss of the fixed batch in "
+        f"{STEPS} steps of this optimizer; from the end of the run {own:.0%}, and the run has learned nothing.",
+        REHEARSED.evidence("rehearsal", own, [int(case.steps[-1])]),
+        since_step=int(case.steps[0]),
+        prescriptions=[_again(sites)],
+        removals=[Removal("weights as modules draw them", "share of the loss that is left", 1 - own, 1 - fresh)],
+    )
+
+
 def _off_scale(case: Case) -> Finding | None:
     """The weights that were drawn at another scale: too large ones, else those of one sign, else too small ones."""
     layers = list(drawn(case))
     last = case.producers[-1].path if case.producers else ""
     bare = [one for one in layers if not one.normed]
-    large = [one for one in bare if one.low > (WIDE_ROWS if one.table else LARGE).value]
+    large = [one for one in bare if one.low > (WIDE_ROWS if one.table else CHAOTIC if one.recurrent else LARGE).value]
     common = [one for one in layers if one.common > COMMON.value and not one.table and one.site.path != last]
     small = [one for one in bare if one.high < SMALL.value and not one.table and one.site.path != last]
     if large:
-        return _drawn_off(case, large, LARGE, [one.low for one in large], "multiply the deviation of what they read by")
+        limit = LARGE if any(one.low > LARGE.value for one in large) else CHAOTIC
+        return _drawn_off(case, large, limit, [one.low for one in large], "multiply the deviation of what they read by")
     if common:
         words = "are of one sign, and multiply what their inputs have in common, over what they do to the rest, by"
         return _drawn_off(case, common, COMMON, [one.common for one in common], words)
@@ -137,12 +178,64 @@ def _off_scale(case: Case) -> Finding | None:
     return None
 
 
+def _shut_gates(case: Case) -> Finding | None:
+    """Gates of a recurrent layer whose biases keep them open or shut, whatever they read."""
+    for site in case.producers:
+        for bias in case.parameters(site.path) if site.kind.startswith(GATED) else ():
+            told = case.summaries(bias, "live")[:1] if "bias" in bias.name else []
+            share = told[0][1].sketch.outside(-GATE.value, GATE.value) if told else 0.0
+            if share >= GATES.value:
+                return RULE.finding(
+                    [site.path],
+                    f"At the start {share:.0%} of `{bias.name}` of `{site.place}` lie beyond {GATE.value:g}, where a "
+                    "sigmoid has no slope left: a gate that neither the input nor training moves.",
+                    GATES.evidence("gate", share, [int(case.steps[0])], [(site.key, share)]),
+                    severity="error" if case.learns is False else "warning",
+                    since_step=int(case.steps[0]),
+                    prescriptions=[_again((site.path,))],
+                )
+    return None
+
+
+def _loud_norms(case: Case) -> Finding | None:
+    """Norms that begin at many times the scale of one, or most of them at a small part of it."""
+    scales = {
+        norm: told[0][1].rms
+        for norm in case.norms
+        for one in case.parameters(norm.path)
+        if one.name == "weight" and (told := case.summaries(one, "live")[:1])
+    }
+    worst = sorted((norm for norm in scales if scales[norm] > SCALE.value), key=lambda norm: -scales[norm])
+    faint = [norm for norm in scales if 0 < scales[norm] < 1 / SCALE.value]  # at 0 they are shut on purpose
+    worst = worst or (faint if len(faint) > len(scales) / 2 else [])
+    if not worst or ((case.fallen or 0.0) > OVERCOME.value and case.plateau <= LATE.value):
+        return None
+    sites = tuple(dict.fromkeys(norm.path for norm in worst))
+    return RULE.finding(
+        sites,
+        f"At the start the scale of `{worst[0].place}` is {scales[worst[0]]:.3g}, where norms begin at 1; so it is in "
+        f"{len(worst)} of {len(case.norms)} norms.",
+        SCALE.evidence("scale", scales[worst[0]], [int(case.steps[0])], [(one.key, scales[one]) for one in worst]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                f"start the scale of {remedies.few(sites)} at one: `nn.init.ones_(norm.weight)`",
+                "what is behind the norm is made for a signal of deviation one",
+            )
+        ],
+    )
+
+
 def _loud(case: Case) -> Iterator[Finding]:
     """Outputs that are sure of themselves before anything was learned: a loss far above that of knowing nothing."""
     chance = case.chance if case.experiment is not None else None
     start = float(case.loss.values[0]) if len(case.loss) else 0.0
     early = (case.fallen or 0.0) > OVERCOME.value and case.plateau <= LATE.value
-    if chance is None or not start > SHOUTING.value * chance or early:
+    if case.experiment is None or chance is None or early:
+        return
+    chance = max(chance, case.experiment.loss_of_nothing() or 0.0)  # targets far from zero are no outputs far from it
+    if not start > SHOUTING.value * chance or _modest(case):
         return
     last = case.producers[-1].path
     yield RULE.finding(
@@ -154,6 +247,14 @@ def _loud(case: Case) -> Iterator[Finding]:
         since_step=int(case.steps[0]),
         prescriptions=[_again((last,)), remedies.advice("divide the outputs, or take the factor before the loss away")],
     )
+
+
+def _modest(case: Case) -> bool:
+    """Whether numbers are asked for, and the outputs were no larger than a layer makes them: the targets are small."""
+    if case.experiment is None or case.experiment.error_of_the_mean() is None:
+        return False
+    given, read = (case.summaries(one, "probe")[:1] for one in (Site(""), case.producers[-1].at("input")))
+    return bool(given and read) and given[0][1].rms < LARGE.value * read[0][1].rms
 
 
 def _drawn_off(case: Case, off: Sequence[Drawn], limit: Threshold, values: list[float], words: str) -> Finding:
@@ -338,8 +439,14 @@ RULE = Rule(
     "record",
     check,
     __doc__,
+    second=again,
     thresholds={
+        "rehearsed": REHEARSED,
         "large": LARGE,
+        "chaotic": CHAOTIC,
+        "gate": GATE,
+        "gates": GATES,
+        "scale": SCALE,
         "wide_rows": WIDE_ROWS,
         "small": SMALL,
         "common": COMMON,
@@ -358,8 +465,9 @@ RULE = Rule(
     causes=(
         *("vanishing_gradient", "exploding_gradient", "dead_units", "saturated_activation", "nonfinite_values"),
         *("rate_too_high", "rate_too_low", "rank_collapse", "uneven_updates", "drifting_distribution"),
-        *("amplified_drift", "unmoved_layer", "entropy_collapse", "unrelated_targets"),
+        *("amplified_drift", "unmoved_layer", "entropy_collapse", "unrelated_targets", "unread_input"),
     ),
+    roots=("gain", "gate", "scale"),
     symptom="unlike",
     shown_by=("variation", "magnitude"),
     removal="initialization",

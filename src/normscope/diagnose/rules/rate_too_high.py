@@ -6,7 +6,9 @@ weights by more than themselves. Of runs that have learned nothing: those whose 
 those in which a step replaced a typical layer, or moved it by more than a tenth and left most units of a layer dead
 that were not, and those in which each step moves it by more than a tenth. And runs whose momentum adds up gradients
 over a large part of the run, and whose loss has come back up by half of what it had lost. With the model at hand, the
-step is taken again at a third, a tenth … of the rate on the same batch.
+step is taken again at a third, a tenth … of the rate on the same batch. Adam's two averages the wrong way round are
+found by their numbers. Where no rule finds anything in a run that has hardly learned, copies are trained on the fixed
+batch from anew, at the run's rate and at a tenth and a hundredth of it.
 
 ## Why it hurts
 A step is right as long as the loss is nearly straight along it. Where it overshoots the valley, the next gradient is
@@ -37,6 +39,7 @@ from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
+from normscope.diagnose.rehearsal import LEARNT, STEPS, STUCK, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
@@ -61,6 +64,7 @@ PEAK = Threshold(
     "above their start",
     "ratio",
 )
+LEAPT = Threshold(2.0, "chosen: twice the start in three batches on end, right after a layer was replaced", "ratio")
 REMEMBERED = Threshold(
     0.2,
     "chosen: five memories of the momentum in a run; a shorter run ends on gradients of its start",
@@ -74,21 +78,28 @@ SPARED = Threshold(
     0.8, "chosen: a momentum longer than the whole run has done little harm where a fifth of the loss is left", "share"
 )
 HALF = Threshold(0.5, "chosen: what `dead_units` calls dead, half of a layer", "share")
+CONVERGES = Threshold(1.0, "Kingma & Ba 2015, *Adam*, theorem 4.1: it is proved for β₁²/√β₂ < 1", "ratio")
 SMALLER = 1 / 3
+REHEARSED = Threshold(
+    STUCK, "chosen: a fifth of the loss of one batch, where half is gone in a copy with one thing changed", "share"
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
     found = (
-        _coasting(case)
+        _exchanged(case)
+        or _coasting(case)
         or _risen(case)
         or _thrown(case)
         or _replaced(case)
         or _restless(case)
         or _killed(case)
         or _peaked(case)
+        or _catapulted(case)
     )
     if found is None:
+        yield from again(case) if case.diverged else ()
         return
     words, threshold, value, track = found
     better = _better(case)
@@ -107,14 +118,44 @@ def check(case: Case) -> Iterator[Finding]:
         worst or [""],
         words + told,
         threshold.evidence(_quantity(threshold), value, track.steps),
+        severity="warning" if threshold in (CONVERGES, THROWN) and case.learns and not case.diverged else None,
         since_step=since,
         prescriptions=list(_prescriptions(size, memory(case) or 0.0)),
         removals=tried,
     )
 
 
+def again(case: Case) -> Iterator[Finding]:
+    """Copies that begin anew: at the run's own rate they learn nothing, and do at a tenth or a hundredth of it."""
+    own = rehearsed(case)
+    if own is None or not own < STUCK:
+        return
+    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (0.1, 0.01)}
+    best = max(gains, key=lambda rate: gains[rate])
+    if not gains[best] > LEARNT:
+        return
+    left = min(1 - own, 1e6)
+    yield RULE.finding(
+        case.update_ratio.paths or [""],
+        f"A copy that begins anew is left with {left:.3g} of the loss of the fixed batch after {STEPS} steps at the "
+        f"run's rate, and with {1 - gains[best]:.2g} at {best:g} times the rate; the run has lost "
+        f"{case.fallen or 0.0:.0%}.",
+        REHEARSED.evidence("rehearsal", left, [int(case.steps[-1])]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                f"divide the learning rate by {1 / best:g}", "at that rate a copy learns one batch by heart"
+            )
+        ],
+        removals=[Removal(f"{best:g} times the rate", "share of the loss that is left", left, 1 - gains[best])],
+    )
+
+
 def _quantity(threshold: Threshold) -> str:
-    return "loss" if threshold in (RISEN, PEAK) else "momentum" if threshold is REMEMBERED else "update_ratio"
+    return (
+        "loss" if threshold in (RISEN, PEAK) else "momentum" if threshold in (REMEMBERED, CONVERGES) else "update_ratio"
+    )
 
 
 def memory(case: Case) -> float | None:
@@ -124,6 +165,21 @@ def memory(case: Case) -> float | None:
         return None
     betas = [group.get("momentum") or (group.get("betas") or (0.0,))[0] for group in optimizer.param_groups]
     return 1 / max(1 - max((float(one) for one in betas), default=0.0), 1e-9)
+
+
+def _exchanged(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """Adam's averages the wrong way round: the one of gradients remembers longer than that of their squares."""
+    optimizer = case.experiment.optimizer if case.experiment is not None else None
+    told = [group["betas"] for group in optimizer.param_groups if group.get("betas")] if optimizer is not None else []
+    worst = max((float(one) ** 2 / float(other) ** 0.5 for one, other in told if other), default=0.0)
+    if not worst >= CONVERGES.value:
+        return None
+    first, second = max(((float(one), float(other)) for one, other in told), key=lambda pair: pair[0])
+    words = (
+        f"Adam's first average has β₁ = {first:g} and its second β₂ = {second:g}: β₁²/√β₂ is {worst:.3g}, and below 1 "
+        "only are its steps known to settle."
+    )
+    return words, CONVERGES, worst, Track.of(case.steps, [worst] * len(case.steps))
 
 
 def _coasting(case: Case) -> tuple[str, Threshold, float, Track] | None:
@@ -166,6 +222,23 @@ def _peaked(case: Case) -> tuple[str, Threshold, float, Track] | None:
     ratio = Track.of(case.loss.steps[1:-1], smooth / start)
     words = f"The loss went from {start:.3g} up to {smooth.max():.3g}, and has not come back below its start."
     return words, PEAK, float(ratio.values.max()), ratio
+
+
+def _catapulted(case: Case) -> tuple[str, Threshold, float, Track] | None:
+    """A step that replaced a typical layer, and a loss that leapt behind it and has not quite come back."""
+    typical = case.update_ratio.typical()
+    if len(case.loss) < 12 or not case.learns or (case.fallen or 0.0) > SPARED.value or not len(typical):
+        return None
+    values, start = case.loss.values, float(np.max(case.loss.values[:1]))
+    smooth = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
+    at = int(typical.values.argmax())
+    if not (typical.values[at] > THROWN.value and start > 0 and smooth.max() > LEAPT.value * start):
+        return None
+    words = (
+        f"At step {typical.steps[at]} a typical layer moved by {typical.values[at]:.2g} of itself, and the loss leapt "
+        f"from {start:.3g} to {smooth.max():.3g}; it has come down to {case.loss.last:.3g}."
+    )
+    return words, THROWN, float(typical.values[at]), typical
 
 
 def _killed(case: Case) -> tuple[str, Threshold, float, Track] | None:
@@ -289,9 +362,12 @@ RULE = Rule(
     "record",
     check,
     __doc__,
+    second=again,
     thresholds={
+        "rehearsed": REHEARSED,
         "risen": RISEN,
         "peak": PEAK,
+        "leapt": LEAPT,
         "thrown": THROWN,
         "restless": RESTLESS,
         "half": HALF,
@@ -299,8 +375,10 @@ RULE = Rule(
         "long": LONG,
         "back": BACK,
         "spared": SPARED,
+        "converges": CONVERGES,
     },
     causes=(
+        "unread_input",
         "unrelated_targets",
         *("nonfinite_values", "dead_units", "saturated_activation", "drifting_distribution", "vanishing_gradient"),
         *("exploding_gradient", "uneven_updates", "rank_collapse", "entropy_collapse", "amplified_drift"),

@@ -4,7 +4,9 @@
 Runs of at least fifty steps in which a typical layer has moved by less than a fiftieth of itself in total, even if all
 its steps had pointed the same way, while the loss has lost less than half of its start and is not warming up. Layers
 that do not move at all are left out, unless that is all. And runs in which this is so from the middle on, because a
-schedule has brought the rate down to less than a hundredth by then.
+schedule has brought the rate down to less than a hundredth by then. A run that is still warming up is left alone until
+it ends. Where no rule finds anything in a run that has hardly learned, copies are trained on the fixed batch from anew,
+at the run's rate and at ten and a hundred times that.
 
 ## Why it hurts
 The time is spent on a straight line that one larger step would have covered: the network is nearly the random one.
@@ -35,10 +37,11 @@ from torch import nn
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.layers import Layers
+from normscope.diagnose.rehearsal import LEARNT, STEPS, STUCK, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import PERSISTENCE, Track
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Removal
 
 PATH = Threshold(
     0.02,
@@ -57,6 +60,9 @@ SHORT = Threshold(
     50,
     "chosen: over fifty steps PATH is a step of 0.04% of the weights; shorter runs have had no time to move",
     "steps",
+)
+REHEARSED = Threshold(
+    STUCK, "chosen: a fifth of the loss of one batch, where half is gone in a copy with one thing changed", "share"
 )
 
 
@@ -91,6 +97,29 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def again(case: Case) -> Iterator[Finding]:
+    """Copies that begin anew stay where they are at the run's own rate, and learn at ten or a hundred times that."""
+    own = rehearsed(case)
+    if own is None or not 0 <= own < STUCK:
+        return
+    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (10.0, 100.0)}
+    best = max(gains, key=lambda rate: gains[rate])
+    if not gains[best] > LEARNT:
+        return
+    yield RULE.finding(
+        case.update_ratio.paths or [""],
+        f"A copy that begins anew loses {own:.0%} of the loss of the fixed batch in {STEPS} steps at the run's rate, "
+        f"and {gains[best]:.0%} at {best:g} times the rate; the run has lost {case.fallen or 0.0:.0%}.",
+        REHEARSED.evidence("rehearsal", own, [int(case.steps[-1])]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(f"multiply the learning rate by {best:g}", "at that rate a copy learns one batch by heart")
+        ],
+        removals=[Removal(f"{best:g} times the rate", "share of the loss that is left", 1 - own, 1 - gains[best])],
+    )
+
+
 def _moving(case: Case) -> Layers:
     """The update ratios of the layers that move, or of all where none does."""
     ratios = case.update_ratio
@@ -119,6 +148,8 @@ def _path(ratio: Track) -> float:
 
 
 def _warming(case: Case) -> bool:
+    if case.record.state == "complete":  # all that the warm-up has led to is there
+        return False
     rate = case.scalar(None, "learning_rate")
     return len(rate) > 1 and float(rate.values[-1]) > 1.5 * float(np.median(rate.values))
 
@@ -148,7 +179,8 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"path": PATH, "spent": SPENT, "short": SHORT},
+    second=again,
+    thresholds={"rehearsed": REHEARSED, "path": PATH, "spent": SPENT, "short": SHORT},
     causes=("unrelated_targets",),
     travels="backward",
     sick=SICK,

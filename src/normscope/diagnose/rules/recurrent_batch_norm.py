@@ -2,7 +2,8 @@
 
 ## What it finds
 Norms with running statistics that run more than once in a forward pass, as inside a recurrence or where a module is
-shared, when what they read at the calls differs by more than half a deviation.
+shared, when what they read at the calls differs by more than half a deviation. With the model at hand, only those whose
+output reaches what they read later: side by side, two inputs in one norm are two domains.
 
 ## Why it hurts
 In training each call is normalized by its own batch. At inference all calls share one running average, which is that of
@@ -35,6 +36,7 @@ from normscope.diagnose.case import Case, moved
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.diagnose.track import Track
+from normscope.diagnose.wiring import feeds_itself
 from normscope.terms.finding import Finding, Prescription
 from normscope.terms.site import Site
 
@@ -50,6 +52,8 @@ def check(case: Case) -> Iterator[Finding]:
         if norm.spec and "N" in norm.spec.over and norm.spec.keeps_state:
             calls.setdefault(norm.path, []).append(norm)
     apart = {path: _apart(case, sites) for path, sites in calls.items() if len(sites) > 1}
+    if case.experiment is not None:  # side by side it is another ailment
+        apart = {path: track for path, track in apart.items() if feeds_itself(case.experiment, path) is not False}
     worst = sorted((path for path in apart if apart[path].last > APART.value), key=lambda path: -apart[path].last)
     if not worst:
         return

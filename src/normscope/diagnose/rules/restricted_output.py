@@ -7,7 +7,8 @@ stopped learning (nothing of their loss is lost in the second half of the run, a
 activation stands in the way: more than half of its inputs lie where it is silent (ReLU for targets that can be
 negative) or flat (sigmoid or tanh for targets beyond their bounds). And networks of which no output within the range of
 that activation brings the loss below half of where the run ends, while outputs without that bound would: a sigmoid
-before `binary_cross_entropy_with_logits`.
+before `binary_cross_entropy_with_logits`. With the model at hand the bounds of any other end are found by trial: what
+the last layer gives is replaced by numbers of size 100 and 10,000.
 
 ## Why it hurts
 What the loss wants is beyond what the function can give. The gradient that reaches the output is healthy, and dies in
@@ -44,6 +45,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, sgd
 from normscope.diagnose.track import Track
+from normscope.diagnose.wiring import reach
 from normscope.terms.activations import Activation, activation_named
 from normscope.terms.finding import Finding
 from normscope.terms.site import Site
@@ -73,7 +75,14 @@ def check(case: Case) -> Iterator[Finding]:
     """At most one finding: the last activation."""
     site = case.answer
     function = activation_named(site.kind) if site is not None else None
-    if site is None or function is None or function.name in _FREE or case.diverged:
+    if case.diverged:
+        return
+    if site is None or function is None or function.name not in _RANGES:
+        bounded = _held(case)
+        if bounded is not None:
+            yield bounded
+            return
+    if site is None or function is None or function.name in _FREE:
         return
     found = _logits(case, site, function) or _stalled(case, site, function) or _floor(case, site, function)
     if found is None:
@@ -92,6 +101,36 @@ def check(case: Case) -> Iterator[Finding]:
                 "the loss then reaches every output",
             ),
             remedies.advice("or scale the targets into the bounds of the function"),
+        ],
+    )
+
+
+def _held(case: Case) -> Finding | None:
+    """Outputs within bounds, whatever the last layer says, which keep the loss near where the run has come to rest."""
+    if case.experiment is None or case.thrives or not case.producers or not len(case.loss):
+        return None
+    last, end = case.producers[-1], case.loss.last
+    bounds = reach(case.experiment, last.path) if end > 0 else None
+    if bounds is None:
+        return None
+    within, free = case.experiment.least(*bounds), case.experiment.least(-np.inf, np.inf)
+    if within is None or free is None or not (within > NEAR.value * end and 0 <= free < within / 2):
+        return None
+    return RULE.finding(
+        [last.path],
+        f"Whatever `{last.place}` says, the output stays between {bounds[0]:.3g} and {bounds[1]:.3g}, where the loss "
+        f"of the fixed batch cannot fall below {within:.3g}; outputs without that bound bring it to {free:.3g}. The "
+        f"run ends at {end:.3g}.",
+        NEAR.evidence("least_loss", within / end, [int(case.steps[-1])], [(last.key, within / end)]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                f"take away what stands between `{last.place}` and the loss: end in the last linear layer, and use a "
+                "loss that takes its output as it is",
+                "the loss then reaches every output",
+            ),
+            remedies.advice("or scale the targets into those bounds"),
         ],
     )
 
@@ -195,9 +234,11 @@ RULE = Rule(
     __doc__,
     thresholds={"blocked": BLOCKED, "balanced": BALANCED, "stalled": STALLED, "near": NEAR},
     causes=(
+        "unread_input",
         "unrelated_targets",
         "unstandardized_target",  # however the targets are scaled, a function that does not reach them has to go first
-        *("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer"),
+        *("vanishing_gradient", "exploding_gradient", "rate_too_low", "unmoved_layer", "poor_initialization"),
+        *("dead_units", "rank_collapse"),
     ),
     sick=SICK,
     healthy=HEALTHY,

@@ -49,7 +49,7 @@ from normscope.terms.site import Site
 FLAT = Threshold(
     0.5,
     "the median pre-activation itself is saturated; a standard normal input, as a norm makes it, has 2.9% beyond "
-    "the points of tanh and 0.001% beyond those of sigmoid; no sound run of benchmarks/faults, of 145, is flagged",
+    "the points of tanh and 0.001% beyond those of sigmoid; no sound run of benchmarks/faults, of 213, is flagged",
     "share",
 )
 
@@ -146,6 +146,7 @@ RULE = Rule(
     __doc__,
     thresholds={"flat": FLAT},
     causes=(
+        "unread_input",
         "unrelated_targets",
         *("dead_units", "vanishing_gradient", "exploding_gradient", "rate_too_low", "rank_collapse"),
         *("uneven_updates", "amplified_drift"),

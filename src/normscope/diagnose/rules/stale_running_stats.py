@@ -47,7 +47,7 @@ from normscope.terms.site import Site
 OFF = Threshold(
     0.5,
     "chosen: a centre off by half a deviation turns the share of positive values of a normal channel from 50% into "
-    "31 or 69%; no sound run of benchmarks/faults, of 145, is flagged",
+    "31 or 69%; no sound run of benchmarks/faults, of 213, is flagged",
     "deviations",
 )
 WARM = Threshold(

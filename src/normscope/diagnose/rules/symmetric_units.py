@@ -155,6 +155,7 @@ RULE = Rule(
     __doc__,
     thresholds={"equal": EQUAL},
     causes=(
+        "unread_input",
         "unrelated_targets",
         "poor_initialization",
         "vanishing_gradient",

@@ -5,7 +5,9 @@ Models with norms over the batch whose output on the fixed batch lies more than 
 through the second half of the run (with small batches, the output of a norm), when the gap opens at such a norm: its
 output differs between the modes by more than its input does. Dropout also makes the modes differ; where it alone does,
 no norm opens the gap, and there is no finding. A warning when the batches are small, since then it will not go away; a
-note otherwise, because a network that still moves fast outruns its running averages for a while.
+note otherwise, because a network that still moves fast outruns its running averages for a while. With the model at hand
+and no dropout in it, also what else acts in training alone: a norm reads nine times the variance there, on the same
+batch.
 
 ## Why it hurts
 What is trained is not what is used: the loss of training says little about the model that evaluation runs. With small
@@ -41,12 +43,16 @@ from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
 from normscope.diagnose.track import Track
 from normscope.terms.finding import Evidence, Finding, Prescription
+from normscope.terms.site import Site
 
 APART = Threshold(
     0.5,
     "chosen: half a deviation carries a fifth of a normal channel's values across its mean (69% instead of 50%); no "
     "sound run of benchmarks/faults, of 145, is flagged",
     "deviations",
+)
+OTHER = Threshold(
+    9.0, "chosen: three deviations of what training adds for one of the signal; dropout of one half doubles", "ratio"
 )
 SMALL = Threshold(16, "Wu & He 2018, table 2: below 16 images a worker batch normalization loses accuracy", "samples")
 WARM = Threshold(
@@ -60,6 +66,9 @@ def check(case: Case) -> Iterator[Finding]:
     gap = (_widest(case) if small else case.output_gap).after(int(WARM.value))
     late = gap.late()
     if not case.normalizes_over_batch or len(late) < 2 or not float(np.median(late.values)) > APART.value:
+        return
+    if (noisy := _acts_in_training(case, late)) is not None:
+        yield noisy
         return
     opened = {norm: opening for norm in case.norms if (opening := case.opening(norm).last) > APART.value / 2}
     if not opened:
@@ -83,6 +92,42 @@ def check(case: Case) -> Iterator[Finding]:
         since_step=int(late.steps[0]),
         prescriptions=[remedies.without_batch(case), _recalibrated(case)] if small else [_recalibrated(case)],
     )
+
+
+def _acts_in_training(case: Case, gap: Track) -> Finding | None:
+    """What reaches a norm is another thing in training mode, in a model without dropout."""
+    drops = case.experiment is None or any(
+        isinstance(one, nn.modules.dropout._DropoutNd) and one.p for one in case.experiment.model.modules()
+    )
+    if drops or case.thrives:
+        return None
+    ratios = {norm: _variance_ratio(case, norm) for norm in case.norms if norm.spec and norm.spec.keeps_state}
+    off = {norm: float(np.median(one.late().values)) for norm, one in ratios.items() if len(one.late()) > 1}
+    first = next((norm for norm in off if max(off[norm], 1 / off[norm]) > OTHER.value), None)
+    if first is None:
+        return None
+    return RULE.finding(
+        [first.path],
+        f"On the same batch and parameters what `{first.place}` reads has {off[first]:.3g} times the variance in "
+        f"training mode that it has in evaluation mode, and no dropout is in the model: something that acts in "
+        f"training alone drowns the signal. The outputs of the two modes lie {gap.last:.2f} deviations apart.",
+        OTHER.evidence("variance_ratio", off[first], ratios[first].steps, [(first.key, off[first])]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(ratios[first].steps[0]),
+        prescriptions=[
+            remedies.advice(
+                f"look at what happens before `{first.place}` where `self.training` is true: noise and augmentation "
+                "far below the deviation of the signal",
+                "the norm's running statistics and the weights are made for what training shows them",
+            )
+        ],
+    )
+
+
+def _variance_ratio(case: Case, norm: Site) -> Track:
+    training, evaluation = (dict(case.summaries(norm.at("input"), source)) for source in ("probe", "probe_eval"))
+    steps = [step for step in training if step in evaluation and evaluation[step].std > 0 and training[step].std > 0]
+    return Track.of(steps, ((training[step].std / evaluation[step].std) ** 2 for step in steps))
 
 
 def _widest(case: Case) -> Track:
@@ -117,8 +162,10 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"apart": APART, "small": SMALL, "warm": WARM},
+    thresholds={"apart": APART, "other": OTHER, "small": SMALL, "warm": WARM},
+    causes=("unrelated_targets",),
     symptom="eval_gap",
+    shown_by=("eval_gap",),
     removal="modes",
     sick=SICK,
     healthy=HEALTHY,

@@ -3,7 +3,8 @@
 ## What it finds
 Layers whose updates, relative to their weights, are more than a hundred times larger or smaller than those of the
 median layer through the second half of a run that has not lost half of its loss. Layers that the optimizer does not own
-or whose gradient is zero are left to their own rule.
+or whose gradient is zero are left to their own rule. With the optimizer at hand, also layers in a group whose rate is a
+hundredth of another's and that stand still, or a hundred times the others' and that are thrown about.
 
 ## Why it hurts
 One learning rate has to suit all layers. The fast ones are thrown about while the slow ones are still at their random
@@ -45,10 +46,20 @@ UNEVEN = Threshold(
     "layers' weights, and none is further than a factor of 18 from the median one (You et al. 2017, table 2)",
     "ratio",
 )
+STILL = Threshold(
+    0.02, "what `rate_too_low` calls still: within 2% of themselves wide networks are linear in their weights", "ratio"
+)
+THROWN = Threshold(0.1, "chosen: ten such steps, all one way, are as long as the weights themselves", "ratio")
+SPARED = Threshold(0.8, "chosen: where a fifth of the loss is left the rest of the network makes up for it", "share")
+FIRST = 3
+"""Samples of the start that are looked at for a layer that is thrown about."""
 
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with the layers that are out of range."""
+    if (grouped := _grouped(case)) is not None:
+        yield grouped
+        return
     ratios = case.update_ratio
     late = {path: float(np.median(track.values)) for path in ratios.paths if len(track := ratios.at(path).late())}
     late = {path: value for path, value in late.items() if value > 0}
@@ -73,6 +84,61 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def _grouped(case: Case) -> Finding | None:
+    """Layers whose group of the optimizer has next to no rate, or one that throws them about."""
+    tried = case.experiment
+    if tried is None or tried.optimizer is None:
+        return None
+    names = {id(one): name for name, one in tried.model.named_parameters()}
+    rates = {
+        names[id(one)]: float(group.get("initial_lr", group["lr"]))
+        for group in tried.optimizer.param_groups
+        for one in group["params"]
+        if id(one) in names
+    }
+    own = {
+        path: max(told)
+        for path in case.update_ratio.paths
+        if (told := [rate for name, rate in rates.items() if name.startswith(f"{path}.") and rate > 0])
+    }
+    if len(own) < 2 or max(own.values()) < UNEVEN.value * min(own.values()):
+        return None
+    usual = float(np.median(list(own.values())))
+    slow = {path: _moved(case, path) for path in own if own[path] * UNEVEN.value <= max(own.values())}
+    fast = {path: _first(case, path) for path in own if own[path] >= UNEVEN.value * usual}
+    still = [path for path in slow if slow[path] < STILL.value]
+    thrown = [path for path in fast if fast[path] > THROWN.value]
+    if not (still or thrown) or (case.fallen or 0.0) > SPARED.value:
+        return None
+    worst = thrown or still
+    value = max(own.values()) / min(own.values())
+    words = (
+        f"it moved by {fast[worst[0]]:.2g} of itself in one step"
+        if thrown
+        else f"in the whole run it has moved by {slow[worst[0]]:.2g} of itself at most"
+    )
+    return RULE.finding(
+        worst,
+        f"The optimizer gives its groups rates from {min(own.values()):.3g} to {max(own.values()):.3g}, that of "
+        f"`{worst[0]}` is {own[worst[0]]:.3g}, and {words}.",
+        UNEVEN.evidence("rates", value, case.steps, [(path, own[path]) for path in worst]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[remedies.advice("give all groups one learning rate, or rates within a factor of ten")],
+    )
+
+
+def _moved(case: Case, path: str) -> float:
+    """The most that a layer can have moved, relative to its weights: its updates, each as long as those beside it."""
+    track = case.update_ratio.at(path)
+    return float(track.values.mean()) * (int(case.steps[-1] - case.steps[0]) + 1) if len(track) else 0.0
+
+
+def _first(case: Case, path: str) -> float:
+    track = case.update_ratio.at(path)
+    return float(track.values[:FIRST].max()) if len(track) else 0.0
+
+
 def _network() -> nn.Module:
     layers = [layer for _ in range(4) for layer in (nn.Linear(32, 32), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(32, 8))
@@ -93,7 +159,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"uneven": UNEVEN},
+    thresholds={"uneven": UNEVEN, "still": STILL, "thrown": THROWN, "spared": SPARED},
+    causes=("unrelated_targets",),
+    roots=("rates",),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

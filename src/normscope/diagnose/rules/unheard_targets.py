@@ -48,6 +48,7 @@ SAME = Threshold(
     "counts changes the loss by more than that share of it",
     "share",
 )
+CHANCE = Threshold(1e-3, "chosen: a thousandth of the loss, far above rounding, far below what a shuffle does", "share")
 FAR = 1e3
 """Outputs this many times as large as the targets hide them: their part in a squared error is a millionth."""
 
@@ -55,6 +56,9 @@ FAR = 1e3
 def check(case: Case) -> Iterator[Finding]:
     """At most one finding."""
     tried = case.experiment
+    if tried is not None and tried.loss_fn is not None and (chance := _by_chance(tried)) is not None:
+        yield _dealt(case, chance)
+        return
     value = _difference(tried) if tried is not None and tried.loss_fn is not None else None
     if tried is None or value is None or value > SAME.value:
         return
@@ -86,6 +90,38 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def _dealt(case: Case, value: float) -> Finding:
+    last = case.producers[-1].path if case.producers else ""
+    return RULE.finding(
+        [last],
+        f"Asked again with the same outputs and targets, the loss changes by up to {value:.2g} of itself: chance "
+        "decides which answer is held against which target.",
+        CHANCE.evidence("chance", value, [int(case.steps[0])], [(last, value)]),
+        severity="error" if case.learns is False else "note" if case.thrives else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "take the shuffling out of the loss: indices are drawn once, for inputs and targets together",
+                "the loss of the same answers has to be the same",
+            )
+        ],
+    )
+
+
+def _by_chance(tried: Experiment) -> float | None:
+    """By how much of itself the loss of the same numbers changes with the random state; None where little."""
+    target = Probe.of(tried.probe).target
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            output = mapped(tried.output(), lambda one: _apart(one, _reach(target)))
+            asked = mapped(target, _wide)
+            told = [_loss(tried, output, asked, seed) for seed in range(4)]
+    except Exception:  # a loss that takes no float64
+        return None
+    value = (max(told) - min(told)) / max(abs(told[0]), 1e-300)
+    return value if CHANCE.value < value < float("inf") else None
+
+
 def _difference(tried: Experiment) -> float | None:
     """The largest change of the loss over the loss with targets in other orders; None where it cannot be told."""
     target = Probe.of(tried.probe).target
@@ -97,7 +133,7 @@ def _difference(tried: Experiment) -> float | None:
         return None  # all samples are asked for the same
     if _beyond(output, target):
         return None
-    differing = mapped(output, _apart)
+    differing = mapped(output, lambda one: _apart(one, _reach(target)))
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             own = _loss(tried, differing, mapped(target, _wide))
@@ -117,9 +153,9 @@ def _beyond(output: Any, target: Any) -> bool:
     return bool(real) and not max(given, default=0.0) < FAR * max(real)
 
 
-def _loss(tried: Experiment, output: Any, target: Any) -> float:
+def _loss(tried: Experiment, output: Any, target: Any, seed: int = 0) -> float:
     assert tried.loss_fn is not None
-    torch.manual_seed(tried.seed)
+    torch.manual_seed(tried.seed + seed)
     return float(tried.loss_fn(output, target))
 
 
@@ -127,14 +163,24 @@ def _wide(values: Tensor) -> Tensor:
     return values.detach().double() if values.is_floating_point() else values.detach()
 
 
-def _apart(values: Tensor) -> Tensor:
-    """Outputs that differ from sample to sample, within the range of the given ones, in float64."""
+def _reach(target: Any) -> float:
+    """A twentieth of the largest real target."""
+    real = [float(one.abs().max()) for one in tensors(target) if one.is_floating_point()]
+    return 0.05 * max(real, default=0.0)
+
+
+def _apart(values: Tensor, reach: float) -> Tensor:
+    """Outputs that differ from sample to sample, within the range of the given ones, in float64.
+
+    Where these are nothing beside the targets (the end of a function that is shut) they reach into that range.
+    """
     wide = _wide(values)
     if not values.is_floating_point() or not values.ndim:
         return wide
     generator = torch.Generator().manual_seed(0)
     wide = torch.where(wide == 0, torch.full_like(wide, 0.5), wide)
     share = torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+    wide = torch.where(wide.abs() < reach / FAR, reach, wide)
     return wide * (1 - 0.5 * share) if values.ndim < 2 or values.shape[-1] == 1 else wide * (1 - 0.1 * share)
 
 
@@ -165,8 +211,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"same": SAME},
+    thresholds={"same": SAME, "chance": CHANCE},
     causes=(
+        "unread_input",
         "unrelated_targets",
         "dead_units",
         "rank_collapse",

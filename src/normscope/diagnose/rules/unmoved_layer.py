@@ -3,9 +3,11 @@
 ## What it finds
 Layers whose weights never changed although other layers learned, or all layers of a run in which the loss was taken
 back through the network: their parameters are not in the optimizer, or get no gradient at all (cut off by `detach`,
-`no_grad`, an integer or an `argmax` on the way), or their gradient is cleared before the optimizer reads it, their
-rate is zero, or they are frozen. Frozen is a note, for it is said in the model itself, unless it is most of a network
-that does not learn, or a norm behind it is frozen by half; the others are warnings, and an error where nothing moves.
+`no_grad`, an integer or an `argmax` on the way), or their gradient is cleared before the optimizer reads it, their rate
+is zero, or they are frozen. Frozen is a note, for it is said in the model itself, unless it is most of a network that
+does not learn, or a norm behind it is frozen by half; the others are warnings, and an error where nothing moves. With
+the model at hand, layers that stand in a plain list, tuple or dict and that the loss reaches are found too: no
+optimizer, mode or file of weights knows them.
 
 ## Why it hurts
 The layer stays at its random start. A fresh head that was built after the optimizer, a list of layers that is no
@@ -39,6 +41,7 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.diagnose.track import PERSISTENCE
+from normscope.diagnose.wiring import unlisted
 from normscope.terms.finding import Finding, Severity
 from normscope.terms.site import Site
 
@@ -76,6 +79,7 @@ _WORDS = {
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for each way in which layers were left out."""
+    yield from _unlisted(case)
     why = {site: _why(case, site) for site in case.producers if not site.call}
     learns = any(state == "learns" for state in why.values())
     if not learns and not any(_reached(case, site) for site in why):
@@ -92,6 +96,30 @@ def check(case: Case) -> Iterator[Finding]:
                 since_step=int(steps[0]),
                 prescriptions=[remedies.advice(advice)],
             )
+
+
+def _unlisted(case: Case) -> Iterator[Finding]:
+    """Layers in a plain list: they run, and no optimizer, mode, device or file of weights knows them."""
+    hidden = unlisted(case.experiment) if case.experiment is not None else {}
+    if not hidden:
+        return
+    count = sum(one.numel() for module in hidden.values() for one in module.parameters())
+    places = tuple(hidden)
+    yield RULE.finding(
+        places,
+        f"{len(places)} module{'s' if len(places) > 1 else ''} with {count} parameters ({remedies.few(places)}) "
+        f"{'stand' if len(places) > 1 else 'stands'} in a plain list, tuple or dict: the loss reaches them, and "
+        "`model.parameters()` does not, so that they never learn, change their mode or are saved.",
+        STILL.evidence("update", 0.0, case.steps, [(place, 0.0) for place in places]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "hold them in `nn.ModuleList(…)` or `nn.ModuleDict(…)`, and build the optimizer after that",
+                "a module finds what is assigned to it as a module, and does not look into lists",
+            )
+        ],
+    )
 
 
 def _severity(case: Case, state: str, share: float) -> Severity:
@@ -208,7 +236,10 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"still": STILL, "most": MOST},
-    causes=("unrelated_targets", "half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
+    causes=(
+        *("unrelated_targets", "half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
+        *("train_eval_gap", "unread_input"),
+    ),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -2,7 +2,8 @@
 
 ## What it finds
 Runs of layers with sigmoid, tanh or their like, with no normalization and no shortcut between, where what the weights
-and the steepest slope of each function let through is next to nothing at the end of the run.
+and the steepest slope of each function let through is next to nothing at the end of the run. And softmaxes that stand
+between layers as if they were activations.
 
 ## Why it hurts
 A gradient passes each such layer multiplied by the layer's weights and by the function's slope, at most 1/4 for a
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from normscope.anatomy.observe import Call
 from normscope.diagnose.blueprint import Blueprint
@@ -44,6 +45,12 @@ STARVED = Threshold(
     "largest factor of a gradient",
 )
 
+HANDED = Threshold(
+    1.0,
+    "derived: at equal probabilities 1/n the slope of a softmax over n units is (1/n)(1 − 1/n) for each, and sums to "
+    "zero over them; any layer that only a softmax feeds gets that share",
+    "share",
+)
 _STEEPEST = {"sigmoid": 1 / 4, "hardsigmoid": 1 / 6, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0}
 
 
@@ -53,6 +60,7 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
         return
     starved = [stack for stack in stacks(blueprint.flow, _slope) if stack.factor < STARVED.value]
     if not starved:
+        yield from _between(blueprint)
         return
     run = starved[0]
     activations = tuple(call.path for call in blueprint.flow.calls if _follows(blueprint, call, run))
@@ -71,6 +79,36 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
             )
             if activations
             else advice("put a normalization before each activation", "its output has deviation 1, where the slope is"),
+        ],
+    )
+
+
+def _between(blueprint: Blueprint) -> Iterator[Finding]:
+    """Softmaxes that nothing reads but a layer: of a signal over n units each hands on about 1/n."""
+    flow = blueprint.flow
+    assert flow is not None
+    inner = []
+    for call in flow.calls:
+        softmax = call.role == "activation" and call.activation is not None and call.activation.name == "softmax"
+        readers = blueprint.readers(call) if softmax else ()
+        before = [one for one in flow.producers(call, skip=True) if one.role == "producer"] if softmax else []
+        if readers and before and all(one.role == "producer" for one in readers):
+            inner.append((call, before[0]))
+    widths = [len(weight) for _, one in inner if isinstance(weight := getattr(one.module, "weight", None), Tensor)]
+    if not widths:
+        return
+    share = 1 / max(widths)
+    yield RULE.finding(
+        tuple(dict.fromkeys(call.path for call, _ in inner)),
+        f"{len(inner)} softmax{'es stand' if len(inner) > 1 else ' stands'} between layers, over up to {max(widths)} "
+        f"units that share a sum of one: each hands on about {share:.2g} of a signal and of its gradient.",
+        Evidence("share", share, HANDED.value, unit=HANDED.unit, source=HANDED.source),
+        severity="warning" if len(inner) > 1 else "note",
+        prescriptions=[
+            advice(
+                f"use `nn.ReLU()` in the place of {few([call.path for call, _ in inner])}",
+                "a softmax makes probabilities of answers, at the end, or weights of a mean",
+            )
         ],
     )
 
@@ -114,8 +152,8 @@ RULE = Rule(
     "model",
     check,
     __doc__,
-    thresholds={"starved": STARVED},
-    causes=("vanishing_gradient",),
+    thresholds={"starved": STARVED, "handed": HANDED},
+    causes=("vanishing_gradient", "poor_initialization", "rank_collapse", "unrelated_targets", "rate_too_low"),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -4,7 +4,8 @@
 Runs that have not learned while their layers moved, whose network, as it stands at the end, learns the fixed batch by
 heart within a hundred steps of its own: signal, gradient and loss are sound, and what is learned of one batch is of no
 use for the next. Labels that were shuffled apart from their inputs, targets of other samples, inputs that an
-augmentation or a wrong scaling has turned into noise.
+augmentation or a wrong scaling has turned into noise. And, where no rule finds anything, runs that have come to rest
+before half of their loss was gone, though copies learn the fixed batch, from anew and from where the run has ended.
 
 ## Why it hurts
 What holds for one batch and for no other cannot be learned. The loss stays at that of knowing nothing but the shares of
@@ -28,14 +29,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
+from normscope.diagnose.rehearsal import LEARNT, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, clusters, sgd
-from normscope.terms.finding import Finding
+from normscope.terms.finding import Finding, Prescription
 
 HEARD = Threshold(
     0.5, "chosen: half of the loss, what counts as thriving in every rule here, here of one batch", "share"
@@ -44,6 +47,8 @@ MOVED = Threshold(
     0.05, "chosen: between the 2% below which `rate_too_low` speaks and the size of the weights themselves", "ratio"
 )
 RESTLESS = Threshold(0.1, "what `rate_too_high` calls restless: a tenth of the weights at each step", "ratio")
+RESTING = Threshold(0.1, "what counts as learning in every rule here, of the second half of the run", "share")
+LITTLE = Threshold(0.35, "chosen: a third of the loss; many sound runs of hard tasks rest at half of theirs", "share")
 STEPS = 100
 
 
@@ -53,7 +58,7 @@ def check(case: Case) -> Iterator[Finding]:
     if case.experiment is None or case.learns is not False or case.diverged or len(typical) < 4:
         return
     path = float(typical.values.mean()) * (int(case.steps[-1] - case.steps[0]) + 1)
-    calm = float(typical.values.max()) < RESTLESS.value
+    calm = float(np.median(typical.values)) < RESTLESS.value
     if not (path > MOVED.value and calm and case.loss.last < 1.5 * float(case.loss.values[0])):
         return
     before, after = case.experiment.by_heart(STEPS) or (0.0, 0.0)
@@ -67,13 +72,34 @@ def check(case: Case) -> Iterator[Finding]:
         "one batch is of no use for the next.",
         HEARD.evidence("loss", after / before, [int(case.steps[-1])]),
         since_step=int(case.steps[0]),
-        prescriptions=[
-            remedies.advice(
-                "look at inputs beside their targets as the loader yields them: `for x, y in loader: …`, before and "
-                "after every augmentation",
-                "targets that were shuffled apart from their inputs look like any others to the loss",
-            )
-        ],
+        prescriptions=[_look()],
+    )
+
+
+def again(case: Case) -> Iterator[Finding]:
+    """The network learns one batch by heart, anew and from where it stands, and the run comes to rest far above."""
+    fresh, own = rehearsed(case), rehearsed(case, anew=False)
+    late = case.loss.late()
+    resting = len(late) > 5 and (late.fallen or 0.0) < RESTING.value and (case.fallen or 0.0) < LITTLE.value
+    if fresh is None or own is None or not (fresh > LEARNT and own > LEARNT and resting):
+        return
+    first = case.sites[0].path if case.sites else ""
+    yield RULE.finding(
+        [first],
+        f"Copies learn the fixed batch by heart with this optimizer ({fresh:.0%} of its loss is gone in some steps "
+        f"from anew, {own:.0%} from the end of the run), and the run has come to rest after losing "
+        f"{case.fallen or 0.0:.0%}: part of what it sees of one batch is of no use for the next.",
+        HEARD.evidence("rehearsal", 1 - own, [int(case.steps[-1])]),
+        since_step=int(case.steps[0]),
+        prescriptions=[_look()],
+    )
+
+
+def _look() -> Prescription:
+    return remedies.advice(
+        "look at inputs beside their targets as the loader yields them: `for x, y in loader: …`, before and after "
+        "every augmentation",
+        "targets that were shuffled apart from their inputs look like any others to the loss",
     )
 
 
@@ -96,7 +122,8 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"heard": HEARD, "moved": MOVED, "restless": RESTLESS},
+    second=again,
+    thresholds={"resting": RESTING, "little": LITTLE, "heard": HEARD, "moved": MOVED, "restless": RESTLESS},
     causes=("drifting_distribution",),
     sick=SICK,
     healthy=HEALTHY,

@@ -4,7 +4,8 @@
 Networks that learn numbers, by a squared or an absolute error, whose targets lie thirty times further from the outputs
 at the start than the largest activations of any layer are wide. The distance needs no target: a squared error L over N
 outputs has a gradient g with ‖g‖² = 4L/N (4L where it is a sum), so the loss and the gradient at the output say that it
-is one, and L is the distance squared; an absolute error has ‖g‖² = 1/N (or N), and L is the distance.
+is one, and L is the distance squared; an absolute error has ‖g‖² = 1/N (or N), and L is the distance. With the fixed
+batch at hand, also targets that are a thirtieth as large as the first outputs, where these are what any start gives.
 
 ## Why it hurts
 The last layer has to grow, or its bias to travel, by that factor. An optimizer whose steps have a size of their own
@@ -34,12 +35,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from normscope.anatomy.batch import Probe
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, clusters, sgd
 from normscope.diagnose.track import Track
-from normscope.terms.finding import Finding, Severity
+from normscope.terms.finding import Finding, Prescription, Severity
 from normscope.terms.site import Site
 
 SPARED = Threshold(
@@ -51,6 +53,7 @@ FAR = Threshold(
     "curvature of a squared error along what has to grow thirtyfold is 900 times that of a typical direction",
     "ratio",
 )
+GAIN = Threshold(4.0, "what `poor_initialization` calls large: no rule draws weights at a higher gain", "gain")
 ALIKE = Threshold(
     0.05,
     "derived: the identities between loss and gradient are exact for the losses named; chosen for the part of a large "
@@ -64,6 +67,9 @@ FIRST = 3
 def check(case: Case) -> Iterator[Finding]:
     """At most one finding, at the last layer."""
     distance = _distance(case)
+    if (small := _small(case)) is not None and len(distance):
+        yield small
+        return
     sizes = case.magnitude.values[:, :1]
     width = float(np.nanmax(sizes)) if np.isfinite(sizes).any() else 0.0
     if not len(distance) or not width > 0:
@@ -81,13 +87,41 @@ def check(case: Case) -> Iterator[Finding]:
         severity=_severity(case),
         since_step=int(far.steps[0]),
         prescriptions=[
-            remedies.advice(
-                "standardize the targets: train on `(y - mean) / std` with both from the training set, and predict "
-                "`output * std + mean`",
-                "initialization, learning rate and activations are made for numbers of the size of one",
-            ),
+            _standardized(),
             remedies.advice(f"or start the bias of `{last.place}` at the mean of the targets, and scale its output"),
         ],
+    )
+
+
+def _small(case: Case) -> Finding | None:
+    """Targets that are next to nothing beside what the network gives before it has learned."""
+    target = Probe.of(case.experiment.probe).target if case.experiment is not None else None
+    given = case.summaries(Site(""), "probe")[:1]
+    if not isinstance(target, Tensor) or not target.is_floating_point() or not given or not case.producers:
+        return None
+    size = float(target.double().square().mean().sqrt())
+    if not size > 0 or not given[0][1].rms > FAR.value * size:
+        return None
+    last, ratio = case.producers[-1], given[0][1].rms / size
+    read = case.summaries(last.at("input"), "probe")[:1]
+    if not read or given[0][1].rms > GAIN.value * read[0][1].rms:
+        return None  # the outputs are too large, whatever is asked for
+    return RULE.finding(
+        [last.path],
+        f"The targets have a root mean square of {size:.3g}, and the outputs of a network that has learned nothing yet "
+        f"{ratio:.3g} times that: what is to be told lies below what every step changes.",
+        FAR.evidence("size", ratio, [given[0][0]], [(last.key, ratio)]),
+        severity=_severity(case),
+        since_step=given[0][0],
+        prescriptions=[_standardized()],
+    )
+
+
+def _standardized() -> Prescription:
+    return remedies.advice(
+        "standardize the targets: train on `(y - mean) / std` with both from the training set, and predict "
+        "`output * std + mean`",
+        "initialization, learning rate and activations are made for numbers of the size of one",
     )
 
 
@@ -169,9 +203,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"spared": SPARED, "far": FAR, "alike": ALIKE},
+    thresholds={"spared": SPARED, "far": FAR, "gain": GAIN, "alike": ALIKE},
     causes=(
-        "unrelated_targets",
+        *("unrelated_targets", "poor_initialization"),
         *("rate_too_high", "rate_too_low", "exploding_gradient", "vanishing_gradient", "nonfinite_values"),
         *("dead_units", "saturated_activation", "drifting_distribution", "uneven_updates"),
         *("rank_collapse", "amplified_drift", "unlike_batches", "symmetric_units", "unmoved_layer"),

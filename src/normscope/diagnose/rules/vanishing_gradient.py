@@ -4,8 +4,10 @@
 A beginning of the network whose every layer counts for less than a four-hundredth of what a typical layer behind it
 counts for. A layer counts by ‖W‖·‖∂L/∂W‖, the most that the loss moves for a relative change of its weights: this is
 the same however scale is divided between neighbouring layers, which a bare gradient norm is not. Frozen layers have no
-gradient and are left out. A silent residual branch does not make a finding, because its neighbours are fed by the skip
-connection; nor does a narrow tail of the network, because the comparison is with the typical layer.
+gradient and are left out, and so are those that are cut off. A silent residual branch does not make a finding, because
+its neighbours are fed by the skip connection; nor does a narrow tail of the network, because the comparison is with the
+typical layer. With the model at hand, also the steps of a sequence: those in which samples differ, of which the output
+of a recurrence feels nothing.
 
 ## Why it hurts
 Those layers stay where the random start put them, and the layers behind have to work with what random features hand
@@ -40,12 +42,13 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.layers import starved_layers
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene, sgd
+from normscope.diagnose.wiring import heard
 from normscope.terms.finding import Evidence, Finding, Prescription, Severity
 
 STARVED = Threshold(
     float(np.exp(-6)),
     "six e-folds: networks train up to a depth of about six of the scales over which a signal dies (the experiments "
-    "of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 145, is flagged",
+    "of Schoenholz et al. 2017); no sound run of benchmarks/faults, of 213, is flagged",
     "ratio",
 )
 COMPENSATED = Threshold(
@@ -54,6 +57,7 @@ COMPENSATED = Threshold(
     "tenth as far as the others are no longer starved",
     "ratio",
 )
+FELT = Threshold(0.1, "chosen: steps in which samples differ a tenth as much as where they differ most", "share")
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -61,10 +65,13 @@ def check(case: Case) -> Iterator[Finding]:
     share = case.sensitivity.starvation()
     since = share.since(below=STARVED.value)
     if since is None:
+        yield from _through_time(case)
         return
     column = case.sensitivity.values[:, case.sensitivity.steps == share.steps[-1]][:, 0]
     count = starved_layers(column, STARVED.value)
-    layers = [path for path, value in zip(case.sensitivity.paths[:count], column) if np.isfinite(value)]
+    layers = [path for path, value in zip(case.sensitivity.paths[:count], column) if value > 0]  # at 0 they are cut off
+    if not layers:
+        return
     severity = _severity(case, layers)
     if severity is None:
         return
@@ -87,6 +94,40 @@ def check(case: Case) -> Iterator[Finding]:
         severity=severity,
         since_step=since,
         prescriptions=list(_prescriptions(case)),
+    )
+
+
+def _through_time(case: Case) -> Iterator[Finding]:
+    """Steps of a sequence in which samples differ, and which the output of a recurrent layer hardly feels."""
+    recurrent = [site for site in case.producers if site.kind.startswith(("LSTM", "GRU", "RNN"))]
+    if not recurrent or case.experiment is None or case.thrives:
+        return
+    told = heard(case.experiment)
+    if told is None or told[0].ndim != 3:
+        return
+    entry, slope = (one.double() for one in told)
+    differs = entry.std(0).square().sum(-1).sqrt()  # of each step, between samples
+    felt = (slope.square().mean((0, 2)).sqrt() / slope.square().mean((0, 2)).sqrt().max().clamp_min(1e-300)).tolist()
+    telling = [step for step, one in enumerate(differs.tolist()) if one > FELT.value * float(differs.max())]
+    reach = max((felt[step] for step in telling), default=1.0)
+    if not reach < STARVED.value or not max(felt) > 0:
+        return
+    layer = recurrent[0]
+    yield RULE.finding(
+        [layer.path],
+        f"Samples differ in {len(telling)} of {len(felt)} steps of the sequence, up to step {telling[-1]}, and what "
+        f"`{layer.place}` gives moves with those at most {reach:.2g} times as much as with the step that counts most: "
+        "signal and gradient are gone on their way through time.",
+        STARVED.evidence("steps", reach, [int(case.steps[-1])], [(layer.key, reach)]),
+        severity="error" if case.learns is False else "warning",
+        since_step=int(case.steps[0]),
+        prescriptions=[
+            remedies.advice(
+                "take the output at the last step that says something (`nn.utils.rnn.pack_padded_sequence`), or a mean "
+                "or maximum over the steps",
+                "a recurrence multiplies at every step, and forgets",
+            )
+        ],
     )
 
 
@@ -158,10 +199,12 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"starved": STARVED, "compensated": COMPENSATED},
-    causes=("unrelated_targets", "rate_too_low", "uneven_updates"),
+    thresholds={"starved": STARVED, "compensated": COMPENSATED, "felt": FELT},
+    causes=("unrelated_targets", "rate_too_low", "uneven_updates", "unread_input"),
+    roots=("steps",),
     travels="backward",
     symptom="starved",
+    shown_by=("relative_gradient",),
     removal="scales",
     sick=SICK,
     healthy=HEALTHY,

@@ -1,0 +1,163 @@
+"""Branches of rules that ask a copy: a case in which each speaks, and one in which it is silent."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from normscope.diagnose.blueprint import Blueprint
+from normscope.diagnose.engine import rule
+from normscope.diagnose.rehearsal import rehearsed
+from normscope.diagnose.scene import Scene, clusters, sgd
+
+
+class Rows(nn.Module):
+    """A recurrent layer over four rows of eight."""
+
+    def __init__(self, kind=nn.RNN, change=None):
+        super().__init__()
+        self.body, self.head = kind(8, 24, batch_first=True), nn.Linear(24, 8)
+        with torch.no_grad():
+            if change is not None:
+                change(self.body)
+
+    def forward(self, x):
+        return self.head(self.body(x.unflatten(1, (4, 8)))[0][:, -1])
+
+
+class Listed(nn.Module):
+    """A layer in a plain list."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.head, layers = nn.Linear(32, 8), [nn.Linear(32, 32)]
+        self.layers = nn.ModuleList(layers) if held else layers
+
+    def forward(self, x):
+        return self.head(self.layers[0](x).relu())
+
+
+def stack(*end):
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8), *end)
+
+
+def loud(norm=100.0):
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 8))
+    nn.init.constant_(model[1].weight, norm)
+    return model
+
+
+def numbers(scale):
+    inputs, _ = clusters()
+    return inputs, scale * inputs[:, :1] * inputs[:, 1:2]
+
+
+def one(*end):
+    return nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1), *end)
+
+
+def grouped(factor):
+    def build(parameters):
+        first, second, *rest = parameters
+        return torch.optim.SGD([{"params": [first, second], "lr": 0.05 * factor}, {"params": rest}], lr=0.05)
+
+    return build
+
+
+def by_hand(output, target):
+    return -output.softmax(1).log().gather(1, target[:, None]).mean()
+
+
+def adam(betas):
+    return lambda parameters: torch.optim.Adam(parameters, 0.01, betas=betas)
+
+
+def scaled(body):
+    body.weight_hh_l0.mul_(4)
+
+
+def shut(body):
+    body.bias_ih_l0.chunk(4)[0].fill_(-12)
+
+
+CASES = {
+    "recurrent weights": ("poor_initialization", "gain", lambda: Rows(change=scaled), Rows, {}),
+    "gate": ("poor_initialization", "gate", lambda: Rows(nn.LSTM, shut), partial(Rows, nn.LSTM), {}),
+    "scale of a norm": ("poor_initialization", "scale", loud, partial(loud, 1.0), {}),
+    "plain list": ("unmoved_layer", "update", partial(Listed, False), partial(Listed, True), {}),
+    "bounded end": ("restricted_output", "least_loss", lambda: stack(nn.Hardtanh(-0.01, 0.01)), stack, {"steps": 60}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_is_told_from_its_sound_twin(name, tmp_path):
+    ruled, quantity, sick, sound, options = CASES[name]
+    options = {"steps": 12, **options, "at_hand": True}
+    (found, *_) = rule(ruled).check(Scene(sick, **options).subject(tmp_path / "sick"))
+    assert found.evidence.quantity == quantity
+    assert not list(rule(ruled).check(Scene(sound, **options).subject(tmp_path / "sound")))
+
+
+@pytest.mark.parametrize(
+    ("ruled", "quantity", "sick", "sound"),
+    [
+        ("uneven_updates", "rates", {"optimizer": grouped(1e-4)}, {"optimizer": grouped(0.5)}),
+        ("rate_too_high", "momentum", {"optimizer": adam((0.9995, 0.9))}, {"optimizer": adam((0.9, 0.999))}),
+        ("nonfinite_values", "pole", {"data": lambda: (400 * clusters()[0], clusters()[1]), "loss": by_hand}, {}),
+    ],
+)
+def test_a_training_is_told_from_its_sound_twin(ruled, quantity, sick, sound, tmp_path):
+    (found, *_) = rule(ruled).check(Scene(stack, steps=60, at_hand=True, **sick).subject(tmp_path / "sick"))
+    assert found.evidence.quantity == quantity
+    assert not list(rule(ruled).check(Scene(stack, steps=60, at_hand=True, **sound).subject(tmp_path / "sound")))
+
+
+def test_targets_next_to_nothing_are_told_from_outputs_too_large(tmp_path):
+    found = {}
+    for scale in (1e-6, 1.0):
+        scene = Scene(one, data=partial(numbers, scale), loss=mse_loss, steps=12, at_hand=True)
+        case = scene.subject(tmp_path / f"{scale}")
+        asked = (rule(name) for name in ("unstandardized_target", "poor_initialization"))
+        found[scale] = [each for one_rule in asked for each in one_rule.check(case)]
+    assert [each.name for each in found[1e-6]] == ["unstandardized_target"]
+    assert found[1e-6][0].evidence.quantity == "size"
+    assert not found[1.0]
+
+
+def test_a_norm_that_never_saw_a_batch_is_no_norm():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    (found,) = rule("half_frozen").check(Blueprint(model, trained=True))
+    assert (found.severity, found.sites) == ("error", ("1",))
+    model(torch.randn(8, 4))
+    assert not list(rule("half_frozen").check(Blueprint(model, trained=True)))
+    assert not list(rule("half_frozen").check(Blueprint(nn.Sequential(nn.BatchNorm1d(4)))))
+
+
+def test_softmaxes_between_layers_are_told_from_those_that_weigh():
+    layers = [layer for _ in range(2) for layer in (nn.Linear(4, 4), nn.Softmax(1))]
+    (found,) = rule("unnormalized_saturating_stack").check(Blueprint(nn.Sequential(*layers, nn.Linear(4, 2))))
+    assert found.sites == ("1", "3")
+    assert found.evidence.value == pytest.approx(1 / 4)
+    at_the_end = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1))
+    assert not list(rule("unnormalized_saturating_stack").check(Blueprint(at_the_end)))
+
+
+def test_a_rehearsal_learns_at_the_rate_that_suits(tmp_path):
+    case = Scene(stack, optimizer=sgd(1e-4), steps=90, every=8, at_hand=True).subject(tmp_path)
+    assert case.hardly_learns
+    assert rehearsed(case) == pytest.approx(0, abs=0.1)
+    assert rehearsed(case, 1e3) > 0.5
+    before = [one.clone() for one in case.experiment.model.parameters()]
+    assert rehearsed(case, 10.0, anew=False) is not None
+    assert all(torch.equal(one, other) for one, other in zip(before, case.experiment.model.parameters()))
+
+
+@pytest.mark.parametrize(("rate", "name"), [(3e-3, "rate_too_low"), (300.0, "rate_too_high")])
+def test_where_nothing_is_found_copies_tell_the_rate(rate, name, tmp_path):
+    case = Scene(stack, optimizer=sgd(rate, 0.0), steps=90, every=8, at_hand=True).subject(tmp_path)
+    found = list(rule(name).second(case))
+    assert [each.name for each in found] == [name]
+    assert found[0].relief > 0.3
+    assert cross_entropy is case.experiment.loss_fn
