@@ -412,6 +412,20 @@ def test_only_training_forward_passes_count(tmp_path, trainings, faults):
         assert watcher.record.summary("0:input", step).high < 50
 
 
+def test_a_replica_shares_the_hooks_of_the_model_and_is_not_it(tmp_path):
+    """As `DataParallel` makes one on each device, for each batch."""
+    model = nn.Sequential(one_layer())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, tmp_path, every=1) as watcher:
+        for _ in range(3):
+            replica = model._replicate_for_data_parallel()
+            replica._modules = {"0": one_layer((100.0, 100.0))}
+            (model(torch.ones(1, 2)).sum() + replica(torch.ones(1, 2)).sum()).backward()
+            optimizer.step()
+    assert values(watcher.record.summary(":output", 2)) == (3.0, 0.0, 3.0, 3.0, 1)
+    assert not any(site.call for site in watcher.record.sites)  # it would be a second call
+
+
 def test_two_branches_that_meet_in_one_loss_are_both_told(tmp_path):
     class Branches(nn.Module):
         def __init__(self):
