@@ -134,6 +134,17 @@ def test_two_parts_of_a_model_that_is_never_called_itself(tmp_path, faults):
     assert told(watcher.record, "second") == {0: -0.25, 1: -0.25, 2: -0.25}
 
 
+def test_one_that_steps_again_without_a_forward_pass_of_the_model_begins_a_step(tmp_path, faults):
+    model, (one, other) = pair()
+    with watch(model, [one, other], tmp_path, every=1) as watcher:
+        for _ in range(3):
+            one.zero_grad()
+            model.first(torch.ones(1, 1)).sum().backward()
+            one.step()
+    assert faults(tmp_path) == []
+    assert told(watcher.record, "first") == {0: -0.5, 1: -0.5, 2: -0.5}
+
+
 def test_what_two_change_is_one_change(tmp_path, faults):
     model, _ = pair()
     one = torch.optim.SGD(model.parameters(), lr=0.5)
