@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.cpu import fresh
-from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, words
+from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, smooth, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _BATCH, _SAMPLE, _POSITIONS = (frozenset(axes) for axes in ("NS", "CS", "S"))
@@ -77,21 +77,20 @@ def made(problem: Problem, operands: Operands, y: Tensor) -> Made:
     """The forward pass, written to `y`, which may be the input itself."""
     form, x = _form(problem), operands.x
     mean, var = _statistics(form, operands)
-    kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
-    added = int(operands.residual is not None)
-    packed, kept = _packed(problem, form, operands, mean, var)
+    packed, kept = _packed(problem, form, operands, mean, var, int(operands.residual is not None))
+    half, kind = x.dtype is torch.bfloat16, smooth(packed[33])
     packed[11], packed[29] = y.data_ptr(), _past(form, y)
     packed[16] = 0 if operands.residual is None else operands.residual.data_ptr()
     if not form.rows:
-        launch(_kernel("runs", "forward", half, kind, added), packed, _gathered(packed, form))
+        launch(_kernel("runs", "forward", half, kind), packed, _gathered(packed, form), 48 * packed[30])
     elif form.batch:
         panels = _panels(packed, form, kept)
         if not problem.given:
-            launch(_kernel("columns", "sums", half, 0, 0, False), packed, panels)
+            launch(_kernel("columns", "sums", half, 0, False), packed, panels, _wide(form))
         _settle(packed, form, panels, False)
-        launch(_kernel("columns", "mapped", half, kind, added, False), packed, panels)
+        launch(_kernel("columns", "mapped", half, kind, False), packed, panels, _wide(form))
     else:
-        launch(_kernel("samples", "forward", half, kind, added), packed, form.samples)
+        launch(_kernel("samples", "forward", half, kind), packed, form.samples, _wide(form) + 48 * form.channels)
     if problem.given:
         mean, var = mean.new_empty(0), mean.new_empty(0)
     return Made(y, mean, var)
@@ -108,8 +107,8 @@ def differentiated(
     """The backward pass; `way` is what tells the slope, as in `compiled/panels.py`: with −1, `x` holds the output."""
     form, x = _form(problem), operands.x
     mean, var = (made.mean, made.var) if operands.mean is None else _statistics(form, operands)
-    kind, half = _ACTIVATIONS.index(problem.spec.activation), x.dtype is torch.bfloat16
-    packed, kept = _packed(problem, form, operands, mean, var)
+    packed, kept = _packed(problem, form, operands, mean, var, way)
+    half, kind = x.dtype is torch.bfloat16, smooth(packed[33])
     dx, dr = fresh.like(x), fresh.like(x) if way > 0 else None
     parts = room(2 * form.samples * form.channels, dtype=torch.float64)
     of_affine = affine(form.channels, operands.weight, operands.bias, packed)
@@ -117,16 +116,21 @@ def differentiated(
     packed[18], packed[19] = parts.data_ptr(), parts.data_ptr() + 8 * form.samples * form.channels
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     if not form.rows:
-        launch(_kernel("runs", "backward", half, kind, way), packed, _gathered(packed, form))
+        launch(_kernel("runs", "backward", half, kind), packed, _gathered(packed, form))
     elif form.batch:
         panels = _panels(packed, form, kept)
-        _settle(packed, form, 0, True, way < 0)
-        launch(_kernel("columns", "sums", half, kind, way, True), packed, panels)
-        _settle(packed, form, panels, True, way < 0)
-        launch(_kernel("columns", "mapped", half, kind, way, True), packed, panels)
+        _settle(packed, form, 0, True)
+        launch(_kernel("columns", "sums", half, kind, True), packed, panels, _wide(form))
+        _settle(packed, form, panels, True)
+        launch(_kernel("columns", "mapped", half, kind, True), packed, panels, _wide(form))
     else:
-        launch(_kernel("samples", "backward", half, kind, way), packed, form.samples)
+        launch(_kernel("samples", "backward", half, kind), packed, form.samples, _wide(form) + 48 * form.channels)
     return Gradients(dx, *of_affine(), dr)
+
+
+def _wide(form: _Form) -> int:
+    """Bytes in which a thread works on wide rows."""
+    return 60 * math.lcm(form.channels, _LANES)
 
 
 def _count(form: _Form) -> int:
@@ -140,8 +144,13 @@ def _statistics(form: _Form, operands: Operands) -> tuple[Tensor, Tensor]:
     return room(_count(form), dtype=torch.float64), room(_count(form), dtype=torch.float64)
 
 
-def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
-    """The words that every kernel reads, and the tensors behind them, which must live as long."""
+def _packed(
+    problem: Problem, form: _Form, operands: Operands, mean: Tensor, var: Tensor, way: int
+) -> tuple[Any, list[Tensor]]:
+    """The words that every kernel reads, and the tensors behind them, which must live as long.
+
+    `way` is forward whether a residual is added, backward what tells the slope.
+    """
     weight, bias = plain(operands.weight, form.channels, 1.0), plain(operands.bias, form.channels, 0.0)
     packed = words(
         {
@@ -157,6 +166,8 @@ def _packed(problem: Problem, form: _Form, operands: Operands, mean: Tensor, var
             13: bias.data_ptr(),
             14: mean.data_ptr(),
             15: var.data_ptr(),
+            33: _ACTIVATIONS.index(problem.spec.activation),
+            34: way,
         },
         problem.spec.eps or 0.0,
     )
@@ -177,11 +188,11 @@ def _panels(packed: Any, form: _Form, kept: list[Tensor]) -> int:
     return panels
 
 
-def _settle(packed: Any, form: _Form, panels: int, back: bool, restored: bool = False) -> None:
+def _settle(packed: Any, form: _Form, panels: int, back: bool) -> None:
     tasks = -(-form.channels // 16)
     whole = packed[2]
     packed[2], packed[27] = tasks, panels
-    launch(_kernel("columns", "settled", back, restored), packed, tasks)
+    launch(_kernel("columns", "settled", back), packed, tasks)
     packed[2], packed[27] = whole, whole
 
 

@@ -57,6 +57,7 @@ def _parallel() -> Callable[..., None] | None:
     return None
 
 
+@functools.cache
 def runtime() -> int:
     """Where `GOMP_parallel` of torch's OpenMP runtime begins, for compiled code that calls it itself; 0 without one."""
     found = _parallel()
@@ -83,6 +84,11 @@ def affine(channels: int, weight: Tensor | None, bias: Tensor | None, packed: An
     return lambda: (None if weight is None else dw.to(weight.dtype), None if bias is None else db.to(bias.dtype))
 
 
+def smooth(kind: int) -> int:
+    """The activation for which a kernel is compiled, by its number; 0 for none, ReLU and LeakyReLU, which share one."""
+    return kind if kind > 2 else 0
+
+
 def words(values: dict[int, int], eps: float = 0.0) -> Any:
     """The argument of a kernel: 64-bit words by their number, eps among them."""
     packed = array("q", bytes(8 * WORDS))
@@ -93,9 +99,12 @@ def words(values: dict[int, int], eps: float = 0.0) -> Any:
     return packed
 
 
-def launch(kernel: Any, packed: Any, tasks: int) -> None:
-    """Run the tasks of `kernel` on as many threads as torch uses, and wait for them."""
-    packed[0] = packed[DONE] = 0
+def launch(kernel: Any, packed: Any, tasks: int, size: int = 0) -> None:
+    """Run the tasks of `kernel` on as many threads as torch uses, each with `size` bytes to work in; wait for them."""
+    packed[0] = packed[DONE] = packed[38] = 0
+    threads, size = max(1, min(torch.get_num_threads(), tasks)), -(-size // _LINE) * _LINE
+    places = room(threads * size, dtype=torch.uint8)
+    packed[36], packed[37] = places.data_ptr(), size
     parallel = _parallel()
     assert parallel is not None
-    parallel(kernel.address, packed[OWN], max(1, min(torch.get_num_threads(), tasks)), 0)
+    parallel(kernel.address, packed[OWN], threads, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normscope.kernels.cpu import fresh
-from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, words
+from normscope.kernels.cpu.pool import affine, launch, missing, past, plain, room, smooth, words
 from normscope.kernels.offer import Gradients, Made, Offer, Operands, Problem
 
 _ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "gelu", "gelu_tanh")  # by their numbers in compiled/activations.py
@@ -56,11 +56,11 @@ def _forward(problem: Problem, operands: Operands) -> Made:
     x, residual = operands.x, operands.residual
     rows = x.numel() // problem.channels()
     y, mean, var = fresh.like(x), *(room(rows, dtype=torch.float64) for _ in range(2))
-    packed, kept = _packed(problem, operands, rows, mean, var)
+    packed, kept = _packed(problem, operands, rows, mean, var, int(problem.residual))
     packed[11], packed[29] = y.data_ptr(), past(y) and _is_lines(problem)
     packed[16] = 0 if residual is None else residual.data_ptr()
     half = x.dtype is torch.bfloat16
-    launch(_rows("forward", half, problem.spec.activation, int(problem.residual), _is_rms(problem)), packed, packed[2])
+    launch(_rows("forward", half, smooth(packed[33])), packed, packed[2])
     del kept
     return Made(y, mean, var)
 
@@ -68,7 +68,7 @@ def _forward(problem: Problem, operands: Operands) -> Made:
 def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made, grad: Tensor) -> Gradients:
     x = operands.x
     way = {None: 0, "y": 1, "residual": 2}[problem.keeps()]
-    packed, kept = _packed(problem, operands, x.numel() // problem.channels(), made.mean, made.var)
+    packed, kept = _packed(problem, operands, x.numel() // problem.channels(), made.mean, made.var, way)
     dx, dr = fresh.like(x), fresh.like(x) if way else None
     parts = room(2, packed[2] * problem.channels(), dtype=torch.float64)
     of_affine = affine(problem.channels(), operands.weight, operands.bias, packed)
@@ -78,7 +78,7 @@ def _backward(problem: Problem, operands: Operands, y: Tensor | None, made: Made
     packed[29] = past(*(made for made in (dx, dr) if made is not None)) and _is_lines(problem)
     packed[16], packed[20] = (0, 0) if more is None or dr is None else (more.data_ptr(), dr.data_ptr())
     half = x.dtype is torch.bfloat16
-    launch(_rows("backward", half, problem.spec.activation, way, _is_rms(problem)), packed, packed[2])
+    launch(_rows("backward", half, smooth(packed[33])), packed, packed[2], 12 * problem.channels())
     del kept
     return Gradients(dx, *of_affine(), dr)
 
@@ -88,8 +88,10 @@ def _is_lines(problem: Problem) -> bool:
     return problem.channels() * problem.dtype.itemsize % 64 == 0
 
 
-def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: Tensor) -> tuple[Any, list[Tensor]]:
-    """The words that the kernels read, and the tensors behind them, which must live as long."""
+def _packed(
+    problem: Problem, operands: Operands, rows: int, mean: Tensor, var: Tensor, way: int
+) -> tuple[Any, list[Tensor]]:
+    """The words that the kernels read, and the tensors behind them, which must live as long; `way` as in `channels`."""
     channels = problem.channels()
     weight, bias = plain(operands.weight, channels, 1.0), plain(operands.bias, channels, 0.0)
     weight = weight + problem.spec.weight_offset if problem.spec.weight_offset else weight
@@ -107,6 +109,9 @@ def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: 
             13: bias.data_ptr(),
             14: mean.data_ptr(),
             15: var.data_ptr(),
+            33: _ACTIVATIONS.index(problem.spec.activation),
+            34: way,
+            35: int(_is_rms(problem)),
         },
         _EPS if problem.spec.eps is None else problem.spec.eps,
     )
@@ -114,10 +119,10 @@ def _packed(problem: Problem, operands: Operands, rows: int, mean: Tensor, var: 
 
 
 @functools.cache
-def _rows(name: str, half: bool, activation: str | None, kept: int, rms: bool) -> Any:
+def _rows(name: str, half: bool, kind: int) -> Any:
     from normscope.kernels.cpu.compiled import rows
 
-    return getattr(rows, name)(half, _ACTIVATIONS.index(activation), kept, rms)
+    return getattr(rows, name)(half, kind)
 
 
 OFFERS = (Offer("numba", "rows", _supports, forward=_forward, backward=_backward),)

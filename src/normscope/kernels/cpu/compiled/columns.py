@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray
 
 from normscope.kernels.cpu.compiled import folded
-from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, take
-from normscope.kernels.cpu.compiled.operands import numbers, unpacked, words
+from normscope.kernels.cpu.compiled.machine import jit, kernel, merge, pointer, take
+from normscope.kernels.cpu.compiled.operands import bench, fill, kind_of, table, unpacked, words
 from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 BLOCK = 16  # channels of a task of `settled`
@@ -23,16 +24,16 @@ BLOCK = 16  # channels of a task of `settled`
 @jit
 def _found(word: Any, channels: int) -> Any:
     """What the panels found: three numbers a panel and channel."""
-    return numbers(word, 21, word[27] * 3 * channels, np.float64).reshape((word[27], 3, channels))
+    return carray(pointer(word[21]), (word[27], 3, channels), np.float64)
 
 
 @jit
 def _coefficients(word: Any, channels: int) -> Any:
     """The rows high, scale, shift, toward and offset of one number a channel."""
-    return numbers(word, 22, 5 * channels, np.float32).reshape((5, channels))
+    return table(word[22], 5, channels, np.float32)
 
 
-def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
+def sums(half: bool, smooth: int, back: bool) -> Any:
     """A task is a panel of rows; it writes its (count, mean, M2), or its Σ dz and Σ dz·(x − high), a channel each.
 
     What `kept` says is told in `panels.sums`.
@@ -43,8 +44,9 @@ def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
         channels, rows, panel = o.channels, o.samples * o.positions, word[28]
+        activation, kept = kind_of(word, smooth), word[34]
         found = _found(word, channels)
-        place = folded.room(channels, dtype)
+        place = folded.room(bench(word), channels, dtype)
         folded.tile(place, _coefficients(word, channels), channels)
         while True:
             t = take(o.own)
@@ -52,7 +54,8 @@ def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
                 break
             first = t * panel
             count = min(panel, rows - first)
-            found[t, :] = 0.0
+            for n in range(3):
+                fill(found[t, n], 0.0)
             if back:
                 folded.add(
                     o.x, o.dy, o.more, o.dr, first, count, channels, found[t], place, activation, kept, size
@@ -63,13 +66,13 @@ def sums(half: bool, activation: int, kept: int, back: bool) -> Any:
     return kernel(run)
 
 
-def settled(back: bool, restored: bool) -> Any:
+def settled(back: bool) -> Any:
     """A task is some channels: what the panels found, merged in their order, and the numbers with which to write."""
 
     def run(p: Any) -> None:
         o, word = unpacked(p, np.float32), words(p)
         channels, panels, rows = o.channels, word[27], o.samples * o.positions
-        measured = word[8] == 0
+        measured, restored = word[8] == 0, word[34] < 0
         found = _found(word, channels)
         into = _coefficients(word, channels)
         while True:
@@ -78,7 +81,8 @@ def settled(back: bool, restored: bool) -> Any:
                 break
             first, last = t * BLOCK, min(channels, (t + 1) * BLOCK)
             if not back and measured:
-                o.mean[first:last], o.var[first:last] = 0.0, 0.0
+                for c in range(first, last):
+                    o.mean[c], o.var[c] = 0.0, 0.0
                 n = 0.0
                 for k in range(panels):
                     more = found[k, 0, first]
@@ -105,14 +109,15 @@ def settled(back: bool, restored: bool) -> Any:
     return kernel(run)
 
 
-def mapped(half: bool, activation: int, kept: int, back: bool) -> Any:
+def mapped(half: bool, smooth: int, back: bool) -> Any:
     """A task is a panel of rows, written. Forward, `kept` says whether a residual is added."""
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
         channels, rows, panel, past = o.channels, o.samples * o.positions, word[28], word[29] != 0
-        place = folded.room(channels, dtype)
+        activation, kept = kind_of(word, smooth), word[34]
+        place = folded.room(bench(word), channels, dtype)
         folded.tile(place, _coefficients(word, channels), channels)
         while True:
             t = take(o.own)

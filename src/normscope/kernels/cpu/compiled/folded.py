@@ -15,7 +15,8 @@ import numpy as np
 
 from normscope.kernels.cpu.compiled import panels
 from normscope.kernels.cpu.compiled.lanes import LANES
-from normscope.kernels.cpu.compiled.machine import jit
+from normscope.kernels.cpu.compiled.machine import inlined, jit
+from normscope.kernels.cpu.compiled.operands import fill, move, table
 
 PIVOT = 32  # wide rows whose mean the others are measured from
 NONE = np.float32(0)
@@ -38,11 +39,16 @@ class Room(NamedTuple):
 
 
 @jit
-def room(channels: int, dtype: Any) -> Any:
-    """A place to work in for rows of so many channels."""
+def room(address: int, channels: int, dtype: Any) -> Any:
+    """A place to work in for rows of so many channels, 60 bytes for each of the columns of a wide row."""
     fold = LANES // math.gcd(channels, LANES)
     wide = fold * channels
-    return Room(fold, np.zeros((7, wide), np.float32), np.zeros((2, wide), np.float64), np.zeros((4, wide), dtype))
+    numbers, ends = table(address, 7, wide, np.float32), table(address + 44 * wide, 4, wide, dtype)
+    for n in range(7):
+        fill(numbers[n], NONE)
+    for n in range(4):
+        fill(ends[n], 0)
+    return Room(fold, numbers, table(address + 28 * wide, 2, wide, np.float64), ends)
 
 
 @jit
@@ -50,7 +56,13 @@ def tile(place: Any, values: Any, channels: int) -> None:
     """Set the coefficients by column from `values`, five by channel."""
     for n in range(5):
         for k in range(place.fold):
-            place.numbers[2 + n, k * channels : (k + 1) * channels] = values[n]
+            move(values[n], 0, place.numbers[2 + n], k * channels, channels)
+
+
+@inlined
+def _turns(place: Any, rows: int) -> int:
+    """2 where rows are left: not known before, so that what is done in each turn is compiled once."""
+    return 1 + min(rows % place.fold, 1)
 
 
 @jit
@@ -66,10 +78,10 @@ def _piece(place: Any, turn: int, first: int, rows: int, channels: int) -> Any:
 @jit
 def measure(x: Any, first: int, rows: int, channels: int, out: Any, place: Any, size: int) -> None:
     """Merge (count, mean, M2) of each channel of these rows with those in `out`."""
-    for turn in range(2):  # a loop that is called in one place is compiled once
+    for turn in range(_turns(place, rows)):
         start, count, wide = _piece(place, turn, first, rows, channels)
         if turn:
-            place.ends[0, :count] = x[start : start + count]
+            move(x, start, place.ends[0], 0, count)
         source, at = (place.ends[0], 0) if turn else (x, start)
         if count:
             _measure(source, at, wide, count // (wide * channels), channels, out, place, size)
@@ -80,13 +92,13 @@ def _measure(x: Any, at: int, rows: int, fold: int, channels: int, out: Any, pla
     part, square, pivot = place.numbers[0], place.numbers[1], place.numbers[2]
     ones, squares = place.sums[0], place.sums[1]
     few = min(rows, PIVOT)
-    pivot[:] = NONE
-    ones[:] = 0.0
+    fill(pivot, NONE)
+    fill(ones, 0.0)
     panels.moments(x, at, few, pivot, ones, squares, part, square, size)
     for i in range(len(pivot)):
         pivot[i] = np.float32(ones[i] / few)
-    ones[:] = 0.0
-    squares[:] = 0.0
+    fill(ones, 0.0)
+    fill(squares, 0.0)
     panels.moments(x, at, rows, pivot, ones, squares, part, square, size)
     share = 1.0 / rows
     for k in range(fold):
@@ -100,76 +112,78 @@ def _measure(x: Any, at: int, rows: int, fold: int, channels: int, out: Any, pla
             out[2, c] += squares[i] - ones[i] * rest + delta * delta * weight
 
 
-@jit
+@inlined
 def add(
     x: Any, dy: Any, more: Any, dr: Any, first: int, rows: int, channels: int, out: Any, place: Any, activation: int,
     kept: int, size: int,
 ) -> None:  # fmt: skip
     """Add Σ dz and Σ dz·(x − high) of each channel of these rows to `out`; with `kept` 1 or 2, write dz to `dr`."""
     ends, n, ones, products = place.ends, place.numbers, place.sums[0], place.sums[1]
-    for turn in range(2):
+    for turn in range(_turns(place, rows)):
         start, count, wide = _piece(place, turn, first, rows, channels)
         if count == 0:
             continue
-        end, at = start + count, 0 if turn else start
+        at = 0 if turn else start
         if turn:
-            ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
+            move(x, start, ends[0], 0, count)
+            move(dy, start, ends[1], 0, count)
             if kept > 0:
-                ends[2, :count] = more[start:end]
-        ones[:] = 0.0
-        products[:] = 0.0
+                move(more, start, ends[2], 0, count)
+        fill(ones, 0.0)
+        fill(products, 0.0)
         panels.sums(
             ends[0] if turn else x, ends[1] if turn else dy, ends[2] if turn else more, ends[3] if turn else dr, at,
             wide, n[2], n[3], n[4], ones, products, n[0], n[1], activation, kept, size,
         )  # fmt: skip
         if turn and kept > 0:
-            dr[start:end] = ends[3, :count]
+            move(ends[3], 0, dr, start, count)
         for k in range(count // (wide * channels)):
             for c in range(channels):
                 out[0, c] += ones[k * channels + c]
                 out[1, c] += products[k * channels + c]
 
 
-@jit
+@inlined
 def write(
     x: Any, y: Any, more: Any, first: int, rows: int, channels: int, place: Any, activation: int, added: int, past: bool
 ) -> None:
     """Write the output of these rows."""
     ends, n = place.ends, place.numbers
-    for turn in range(2):
+    for turn in range(_turns(place, rows)):
         start, count, wide = _piece(place, turn, first, rows, channels)
         if count == 0:
             continue
-        end, at = start + count, 0 if turn else start
+        at = 0 if turn else start
         if turn:
-            ends[0, :count] = x[start:end]
+            move(x, start, ends[0], 0, count)
             if added:
-                ends[2, :count] = more[start:end]
+                move(more, start, ends[2], 0, count)
         panels.write(
             ends[0] if turn else x, ends[3] if turn else y, ends[2] if turn else more, at, wide, n[2], n[3], n[4],
             activation, added, past and turn == 0,
         )  # fmt: skip
         if turn:
-            y[start:end] = ends[3, :count]
+            move(ends[3], 0, y, start, count)
 
 
-@jit
+@inlined
 def write_back(
     x: Any, dy: Any, dx: Any, first: int, rows: int, channels: int, place: Any, activation: int, restored: bool,
     past: bool,
 ) -> None:  # fmt: skip
     """Write the gradient of the input of these rows."""
     ends, n = place.ends, place.numbers
-    for turn in range(2):
+    for turn in range(_turns(place, rows)):
         start, count, wide = _piece(place, turn, first, rows, channels)
         if count == 0:
             continue
-        end, at = start + count, 0 if turn else start
+        at = 0 if turn else start
         if turn:
-            ends[0, :count], ends[1, :count] = x[start:end], dy[start:end]
+            move(x, start, ends[0], 0, count)
+            move(dy, start, ends[1], 0, count)
         panels.write_back(
             ends[0] if turn else x, ends[1] if turn else dy, ends[3] if turn else dx, at, wide, n[2], n[3], n[4], n[5],
             n[6], activation, restored, past and turn == 0,
         )  # fmt: skip
         if turn:
-            dx[start:end] = ends[3, :count]
+            move(ends[3], 0, dx, start, count)

@@ -304,13 +304,20 @@ def put_some(context: Any, array: Any, index: Any, value: Any, which: Any) -> An
 @intrinsic
 def stream(context: Any, array: Any, index: Any, value: Any) -> Any:
     """`put` past the caches; the address must be that of a line of memory."""
-    vector, size = (_HALF, 2) if _is_half(array) else (FLOATS, 4)
+    size = 2 if _is_half(array) else 4
+    pieces = [list(range(at, at + min(LANES, LINE // size))) for at in range(0, LANES, LINE // size)]
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = _rounded(builder, args[2]) if size == 2 else args[2]
-        place = _at(context, builder, signature.args[0], args[0], args[1], vector)
-        written = builder.store(value, place, align=min(64, size * LANES))
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        # line by line, for a store of the form of `put`'s would be taken for the same, and go to the caches
+        for places in pieces:
+            kind = ir.VectorType(value.type.element, len(places))
+            piece = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_PLACE, len(places)), places))
+            at = builder.add(args[1], args[1].type(places[0]))
+            written = builder.store(
+                piece, _at(context, builder, signature.args[0], args[0], at, kind), align=min(LINE, size * LANES)
+            )
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, NUMBERS), code

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray
 
-from normscope.kernels.cpu.compiled.machine import WORDS, jit, pointer
+from normscope.kernels.cpu.compiled.machine import WORDS, inlined, jit, pointer, take
 
 
 class Operands(NamedTuple):
@@ -73,6 +73,32 @@ def numbers(word: Any, i: int, size: int, dtype: Any) -> Any:
 
 
 @jit
+def bench(word: Any) -> int:
+    """The address of the place where this thread works, which who launches the kernel provides."""
+    return word[36] + take(word[1] + 8 * 38) * word[37]
+
+
+@jit
+def table(address: int, rows: int, width: int, dtype: Any) -> Any:
+    """The array (rows, width) at an address."""
+    return carray(pointer(address), (rows, width), dtype)
+
+
+@jit
+def fill(values: Any, value: float) -> None:
+    """Set each."""
+    for i in range(len(values)):
+        values[i] = value
+
+
+@jit
+def move(source: Any, at: int, to: Any, begin: int, count: int) -> None:
+    """Copy so many numbers from `at` on to `begin` and on."""
+    for i in range(count):
+        to[begin + i] = source[at + i]
+
+
+@jit
 def unpacked(p: Any, dtype: Any) -> Any:
     """All operands; `dtype` is that of the tensors."""
     word, real = words(p), carray(p, (WORDS,), np.float64)
@@ -88,6 +114,12 @@ def unpacked(p: Any, dtype: Any) -> Any:
         numbers(word, 20, every, dtype), numbers(word, 31, channels, np.float32),
         numbers(word, 32, channels, np.float32),
     )  # fmt: skip
+
+
+@inlined
+def kind_of(word: Any, smooth: int) -> int:
+    """The number of the activation: `smooth`, for which the kernel is compiled, or which of the others was told."""
+    return smooth if smooth else min(word[33], 2)
 
 
 @jit

@@ -18,7 +18,8 @@ import numpy as np
 
 from normscope.kernels.cpu.compiled.activations import activated, inverse, through
 from normscope.kernels.cpu.compiled.lanes import LANES, fetch, lanes, once, put, store
-from normscope.kernels.cpu.compiled.machine import jit
+from normscope.kernels.cpu.compiled.machine import inlined, jit
+from normscope.kernels.cpu.compiled.operands import fill
 
 ROWS = 64  # rows whose sums are kept in float32
 TILE = 8192  # bytes of a tile
@@ -35,8 +36,8 @@ def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, par
     width = len(pivot)
     tile = max(1, TILE // (width * size))
     for first in range(0, rows, ROWS):
-        part[:] = NONE
-        square[:] = NONE
+        fill(part, NONE)
+        fill(square, NONE)
         last = min(first + ROWS, rows)
         for start in range(first, last, tile):
             count = min(tile, last - start)
@@ -56,7 +57,7 @@ def moments(x: Any, at: int, rows: int, pivot: Any, ones: Any, squares: Any, par
             squares[i] += square[i]
 
 
-@jit
+@inlined
 def sums(
     x: Any, dy: Any, more: Any, dr: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, ones: Any,
     products: Any, part: Any, product: Any, activation: int, kept: int, size: int,
@@ -68,8 +69,8 @@ def sums(
     width = len(high)
     tile = max(1, TILE // ((3 if kept > 0 else 2) * width * size))
     for first in range(0, rows, ROWS):
-        part[:] = NONE
-        product[:] = NONE
+        fill(part, NONE)
+        fill(product, NONE)
         last = min(first + ROWS, rows)
         for start in range(first, last, tile):
             count = min(tile, last - start)
@@ -105,7 +106,7 @@ def sums(
             products[i] += product[i]
 
 
-@jit
+@inlined
 def write(
     x: Any, y: Any, more: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, activation: int, added: int,
     past: bool,
@@ -121,7 +122,7 @@ def write(
             store(y, here + i, z, past)
 
 
-@jit
+@inlined
 def write_back(
     x: Any, dy: Any, dx: Any, at: int, rows: int, high: Any, scale: Any, shift: Any, toward: Any, offset: Any,
     activation: int, restored: bool, past: bool,

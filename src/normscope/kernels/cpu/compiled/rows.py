@@ -12,7 +12,7 @@ import numpy as np
 from normscope.kernels.cpu.compiled.activations import activated, through
 from normscope.kernels.cpu.compiled.lanes import LANES, load, put_some, spread, store, total, where, within
 from normscope.kernels.cpu.compiled.machine import finish, inlined, jit, kernel, take
-from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
+from normscope.kernels.cpu.compiled.operands import bench, fill, gather, kind_of, table, unpacked, words
 from normscope.kernels.cpu.compiled.runs import look
 
 ROWS = 32  # rows whose sums for the affine part are kept in float32
@@ -47,7 +47,7 @@ def _output(
     _put(o.y, at + i, activated(activation, z), which, part, past)
 
 
-@jit
+@inlined
 def _write(
     o: Any, at: int, high: Any, rstd: Any, offset: Any, activation: int, added: bool, rms: bool, past: bool
 ) -> None:
@@ -59,13 +59,14 @@ def _write(
             _output(o, at, i, which, False, high, rstd, offset, activation, added, rms, past)
 
 
-def forward(half: bool, activation: int, added: bool, rms: bool) -> Any:
+def forward(half: bool, smooth: int) -> Any:
     """A task is a panel of rows: measured, and written."""
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
         panel, past, channels = word[28], word[29] != 0, o.channels
+        activation, added, rms = kind_of(word, smooth), word[34] != 0, word[35] != 0
         few = min(channels, max(channels // 4, LANES))
         while True:
             t = take(o.own)
@@ -115,7 +116,7 @@ def _gathered(
     return d, d * normal
 
 
-@jit
+@inlined
 def _gather(
     o: Any, dz: Any, of_weight: Any, of_bias: Any, at: int, high: Any, rstd: Any, offset: Any, activation: int,
     kept: int, rms: bool, past: bool,
@@ -158,7 +159,7 @@ def _returned(
     _put(o.y, at + i, d * rstd, which, part, past)
 
 
-@jit
+@inlined
 def _write_back(
     o: Any, dz: Any, at: int, high: Any, rstd: Any, offset: Any, plain: Any, along: Any, activation: int, rms: bool,
     past: bool,
@@ -179,25 +180,25 @@ def _add(total: Any, at: int, part: Any) -> None:
         part[i] = NONE
 
 
-def backward(half: bool, activation: int, kept: int, rms: bool) -> Any:
+def backward(half: bool, smooth: int) -> Any:
     """A task is a panel of rows; it writes their gradient, and its share of those of weight and bias."""
     dtype: Any = np.uint16 if half else np.float32
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
         panel, past, channels = word[28], word[29] != 0, o.channels
-        dz, of_weight, of_bias = (
-            np.zeros(channels, np.float32),
-            np.zeros(channels, np.float32),
-            np.zeros(channels, np.float32),
-        )
+        activation, kept, rms = kind_of(word, smooth), word[34], word[35] != 0
+        place = table(bench(word), 3, channels, np.float32)
+        dz, of_weight, of_bias = place[0], place[1], place[2]
+        fill(of_weight, NONE)
+        fill(of_bias, NONE)
         while True:
             t = take(o.own)
             if t >= o.tasks:
                 break
             own = t * channels
-            o.of_weight[own : own + channels] = 0.0
-            o.of_bias[own : own + channels] = 0.0
+            for c in range(own, own + channels):
+                o.of_weight[c], o.of_bias[c] = 0.0, 0.0
             end = min(o.samples, (t + 1) * panel)
             for begin in range(t * panel, end, ROWS):
                 for row in range(begin, min(end, begin + ROWS)):

@@ -30,7 +30,7 @@ from normscope.kernels.cpu.compiled.lanes import (
     within,
 )
 from normscope.kernels.cpu.compiled.machine import LINE, finish, inlined, jit, kernel, merge, take
-from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
+from normscope.kernels.cpu.compiled.operands import bench, fill, gather, kind_of, table, unpacked, words
 from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 BLOCK = 4096  # numbers whose sums are kept in float32
@@ -69,7 +69,8 @@ def look(x: Any, at: int, length: int, pivot: Any, ahead: int) -> Any:
 def _measure(x: Any, base: int, stride: int, runs: int, length: int, count: int, found: Any, ahead: int) -> None:
     """(count, mean, M2) of `count` statistics of so many runs, which lie side by side, into `found`."""
     few = min(length, FEW, max(length // 4, LANES))
-    found[:] = 0.0
+    for n in range(6):
+        fill(found[n], 0.0)
     for k in range(count):
         ones, _ = look(x, base + k * length, few, NONE, 0)
         found[3, k] = ones / few  # what the others are measured from
@@ -114,7 +115,7 @@ def _normal(
     return activated(activation, z)
 
 
-@jit
+@inlined
 def _write(
     x: Any, y: Any, more: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int, added: int,
     line: int, ahead: int,
@@ -143,20 +144,21 @@ def _write(
         put_some(y, whole, _normal(x, more, whole, which, True, high, scale, shift, activation, added), which)
 
 
-def forward(half: bool, activation: int, added: int) -> Any:
-    """The forward kernel: float32, or bfloat16 as `half`; `added` adds a residual."""
+def forward(half: bool, smooth: int) -> Any:
+    """The forward kernel: float32, or bfloat16 as `half`."""
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        batch, given, share, together = word[7], word[8], word[28], word[30]
+        batch, given, share, together, added = word[7], word[8], word[28], word[30], word[34]
+        activation = kind_of(word, smooth)
         line = LINE // size if word[29] else 0
         inner = o.channels // o.groups
         statistics = o.channels if batch else o.samples * o.groups
         runs, length = (o.samples, o.positions) if batch else (1, inner * o.positions)
         stride = o.channels * o.positions
-        found = np.empty((6, together), np.float64)
+        found = table(bench(word), 6, together, np.float64)
         first = take(o.own) * share
         while first < statistics:
             after = _after(o, first, together, share)
@@ -210,7 +212,7 @@ def _gradient(
     return d, dz
 
 
-@jit
+@inlined
 def _sums(
     x: Any, dy: Any, more: Any, dr: Any, at: int, length: int, high: Any, scale: Any, shift: Any, activation: int,
     kept: int, ahead: int,
@@ -245,7 +247,7 @@ def _sums(
     return ones, products
 
 
-@jit
+@inlined
 def _write_back(
     x: Any, dy: Any, up: Any, dx: Any, at: int, length: int, high: Any, scale: Any, shift: Any, toward: Any,
     offset: Any, activation: int, kept: int, line: int, ahead: int,
@@ -272,7 +274,7 @@ def _write_back(
         put_some(dx, whole, scale * dz + (toward * d + offset), which)
 
 
-def backward(half: bool, activation: int, kept: int) -> Any:
+def backward(half: bool, smooth: int) -> Any:
     """The backward kernel; `kept` is what tells the slope: 0 the input alone, 1 the output, 2 the residual.
 
     With 1 and 2 the gradient of the residual is written in the first look, and read in its place in the second.
@@ -283,7 +285,8 @@ def backward(half: bool, activation: int, kept: int) -> Any:
 
     def run(p: Any) -> None:
         o, word = unpacked(p, dtype), words(p)
-        batch, given, share, together = word[7], word[8], word[28], word[30]
+        batch, given, share, together, kept = word[7], word[8], word[28], word[30], word[34]
+        activation = kind_of(word, smooth)
         line = LINE // size if word[29] else 0
         inner = 1 if batch else o.channels // o.groups
         statistics = o.channels if batch else o.samples * o.groups

@@ -13,7 +13,7 @@ import numpy as np
 
 from normscope.kernels.cpu.compiled import folded
 from normscope.kernels.cpu.compiled.machine import finish, jit, kernel, merge, take
-from normscope.kernels.cpu.compiled.operands import gather, unpacked, words
+from normscope.kernels.cpu.compiled.operands import bench, fill, gather, kind_of, table, unpacked, words
 from normscope.kernels.cpu.compiled.panels import coefficients, unscaled
 
 PART = 32768  # numbers that are written one behind the other
@@ -60,22 +60,25 @@ def _settled_back(o: Any, n: int, found: Any, into: Any, restored: bool) -> None
             into[4, c] = np.float32((-rstd * of_one + rstd * rstd * low * of_x) / size)
 
 
-def forward(half: bool, activation: int, added: int) -> Any:
+def forward(half: bool, smooth: int) -> Any:
     """A task is measured, and written."""
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
 
     def run(p: Any) -> None:
-        o, past = unpacked(p, dtype), words(p)[29] != 0
-        found, into = np.zeros((3, o.channels)), np.zeros((5, o.channels), np.float32)
-        place = folded.room(o.channels, dtype)
+        o, word = unpacked(p, dtype), words(p)
+        past, activation, added = word[29] != 0, kind_of(word, smooth), word[34]
+        own = bench(word)
+        found, into = table(own, 3, o.channels, np.float64), table(own + 24 * o.channels, 5, o.channels, np.float32)
+        place = folded.room(own + 48 * o.channels, o.channels, dtype)
         part = max(1, PART // (o.channels * place.fold)) * place.fold
         parts = (o.positions + part - 1) // part
         while True:
             n = take(o.own)
             if n >= o.tasks:
                 break
-            found[:] = 0.0
+            for r in range(3):
+                fill(found[r], 0.0)
             folded.measure(o.x, n * o.positions, o.positions, o.channels, found, place, size)
             _settled(o, n, found, into)
             folded.tile(place, into, o.channels)
@@ -86,22 +89,25 @@ def forward(half: bool, activation: int, added: int) -> Any:
     return kernel(run)
 
 
-def backward(half: bool, activation: int, kept: int) -> Any:
+def backward(half: bool, smooth: int) -> Any:
     """A task is summed, and written."""
     dtype: Any = np.uint16 if half else np.float32
     size = 2 if half else 4
 
     def run(p: Any) -> None:
-        o, past = unpacked(p, dtype), words(p)[29] != 0
-        found, into = np.zeros((3, o.channels)), np.zeros((5, o.channels), np.float32)
-        place = folded.room(o.channels, dtype)
+        o, word = unpacked(p, dtype), words(p)
+        past, activation, kept = word[29] != 0, kind_of(word, smooth), word[34]
+        own = bench(word)
+        found, into = table(own, 3, o.channels, np.float64), table(own + 24 * o.channels, 5, o.channels, np.float32)
+        place = folded.room(own + 48 * o.channels, o.channels, dtype)
         part = max(1, PART // (o.channels * place.fold)) * place.fold
         parts = (o.positions + part - 1) // part
         while True:
             n = take(o.own)
             if n >= o.tasks:
                 break
-            found[:] = 0.0
+            for r in range(3):
+                fill(found[r], 0.0)
             _aimed(o, n, into, kept < 0)
             folded.tile(place, into, o.channels)
             folded.add(
