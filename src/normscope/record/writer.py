@@ -58,7 +58,7 @@ class Writer:
         rank: int = 0,
         meta: Mapping[str, Any] | None = None,
         flush_every: float = 2.0,
-        queue_limit: int = 4096,
+        queue_limit: int = 16384,
     ) -> None:
         self.path = Path(path).absolute()  # a script may change its directory
         self.rank = rank

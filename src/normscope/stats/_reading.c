@@ -16,10 +16,11 @@
 #define MOST ((1 << 18) - 4)     /* elements: a quarter of them still fits 16 bits */
 #define NUMBERS 9                /* of a digest: count, mean, M2, low, high, zeros, NaN, +inf, -inf */
 #define LONGEST (3 * BINS)       /* bytes of a code: of that many elements few bins hold more than two bytes can tell */
-#define LANES 16                 /* sums that go side by side */
+#define LANES 32                 /* sums that go side by side */
+#define ZEROS 16                 /* places where zeros are counted: of many, one after the other, none waits for another */
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VECTOR
 #endif
@@ -252,8 +253,8 @@ static int copy_of(PyObject *x, PyObject *n, Copy *copy) {
 /* telling digests ----------------------------------------------------------------------------------------------- */
 
 typedef struct { /* of one thread, written anew for each sample */
-    uint16_t parts[4][CELLS], *cells;
-    uint32_t counts[CELLS];
+    uint16_t parts[4][CELLS + ZEROS], *cells;
+    uint32_t counts[CELLS + ZEROS];
     void *values; /* what is left of a sample when something was taken off */
 } Desk;
 
@@ -264,8 +265,9 @@ VECTOR static void tally(const uint16_t *cells, Py_ssize_t count, Desk *desk) {
     for (; i + 4 <= count; i += 4)
         for (int part = 0; part < 4; part++) desk->parts[part][cells[i + part]]++;
     for (; i < count; i++) desk->parts[0][cells[i]]++;
-    for (int cell = 0; cell < CELLS; cell++)
+    for (int cell = 0; cell < CELLS + ZEROS; cell++)
         desk->counts[cell] = (uint32_t)desk->parts[0][cell] + desk->parts[1][cell] + desk->parts[2][cell] + desk->parts[3][cell];
+    for (int zero = 0; zero < ZEROS; zero++) desk->counts[BINS] += desk->counts[CELLS + zero];
 }
 
 /* The cell of each element; and mean, M2 and range of finite values, moments by two passes in float64.
@@ -275,15 +277,21 @@ VECTOR static void tally(const uint16_t *cells, Py_ssize_t count, Desk *desk) {
 #define LOOPS(Float, Bits, cells_of, moments_of, finite_of, less_of, MANTISSA, INFINITE, LARGEST)                      \
     VECTOR static void cells_of(const Float *x, Py_ssize_t count, uint16_t *cells) {                                   \
         const Bits first = ((INFINITE >> MANTISSA) / 2 - 32) * 16;                                                     \
-        for (Py_ssize_t i = 0; i < count; i++) {                                                                       \
+        Bits most = 0;                                                                                                 \
+        for (Bits i = 0; i < (Bits)count; i++) { /* as wide as what it counts, for the vector code */                  \
             Bits bits;                                                                                                 \
             memcpy(&bits, x + i, sizeof bits);                                                                         \
             Bits magnitude = bits & LARGEST, cell = magnitude >> (MANTISSA - 4);                                       \
-            Bits apart = magnitude > INFINITE ? BINS + 1 : bits > 0 ? BINS + 2 : BINS + 3;                             \
-            cell = cell < first ? first : cell > first + 1023 ? first + 1023 : cell;                                   \
-            cell = cell - first + (bits < 0 ? 1024 : 0);                                                               \
-            cell = magnitude == 0 ? BINS : cell;                                                                       \
-            cells[i] = (uint16_t)(magnitude >= INFINITE ? apart : cell);                                               \
+            most = magnitude > most ? magnitude : most;                                                                \
+            cell = (cell < first ? first : cell > first + 1023 ? first + 1023 : cell) - first;                         \
+            cell += bits >> (8 * sizeof bits - 1) & 1024;                                                              \
+            cells[i] = (uint16_t)(magnitude == 0 ? CELLS + (i & (ZEROS - 1)) : cell);                                  \
+        }                                                                                                              \
+        for (Py_ssize_t i = 0; most >= INFINITE && i < count; i++) {                                                   \
+            Bits bits;                                                                                                 \
+            memcpy(&bits, x + i, sizeof bits);                                                                         \
+            if ((bits & LARGEST) >= INFINITE)                                                                          \
+                cells[i] = (bits & LARGEST) > INFINITE ? BINS + 1 : bits > 0 ? BINS + 2 : BINS + 3;                    \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -407,12 +415,10 @@ static void copy_some(void *argument) {
 
 /* Have `threads` of the OpenMP runtime whose GOMP_parallel lies at `runtime` do it, or this one alone. */
 static void shared(void (*act)(void *), Work *work, void *runtime, unsigned threads) {
-    Py_BEGIN_ALLOW_THREADS
     if (runtime && threads > 1)
         ((void (*)(void (*)(void *), void *, unsigned, unsigned))runtime)(act, work, threads, 0);
     else
         act(work);
-    Py_END_ALLOW_THREADS
 }
 
 /* what Python calls --------------------------------------------------------------------------------------------- */
@@ -445,7 +451,7 @@ static PyObject *take(PyObject *module, PyObject *const *given, Py_ssize_t count
     int there = copy_of(given[0], given[1], &copy);
     if (there < 0) return NULL;
     if (!there) Py_RETURN_NONE;
-    copied(&copy);
+    copied(&copy); /* with the interpreter's lock: who lets it go for microseconds may wait for it for milliseconds */
     Py_DECREF(copy.layout);
     return (PyObject *)copy.to;
 }
@@ -470,7 +476,9 @@ static PyObject *take_all(PyObject *module, PyObject *const *given, Py_ssize_t c
             PyList_SetItem(found, at, told);
         }
     }
+    Py_BEGIN_ALLOW_THREADS
     if (found) shared(copy_some, &work, runtime, threads);
+    Py_END_ALLOW_THREADS
     for (Py_ssize_t at = 0; at < work.count; at++) Py_DECREF(copies[at].layout);
     free(copies);
     return found;
@@ -540,7 +548,9 @@ static PyObject *tell(PyObject *module, PyObject *const *given, Py_ssize_t count
             PyErr_Format(PyExc_TypeError, "%R less %R", now, before);
     }
     if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
         shared(tell_some, &work, runtime, threads);
+        Py_END_ALLOW_THREADS
         found = answer(tasks, asked, numbers);
     }
     for (Py_ssize_t at = 0; tasks && at < asked; at++) free(tasks[at].code);

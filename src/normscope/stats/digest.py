@@ -94,6 +94,11 @@ class Digests(Sequence[Digest]):
         """How many values of each are NaN or infinite, float64 (n,)."""
         return self.numbers[:, 6:9].sum(1)
 
+    @property
+    def broken(self) -> bool:
+        """Whether any value of any of them is NaN or infinite."""
+        return bool(self.numbers[:, 6:9].any())
+
     def __len__(self) -> int:
         return len(self.codes)
 

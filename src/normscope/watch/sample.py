@@ -84,7 +84,7 @@ class Told(Sequence[tuple[Site, Digest]]):
     @property
     def broken(self) -> list[Site]:
         """The sites of which something is not finite."""
-        return [self.sites[at] for at in np.flatnonzero(self.digests.nonfinite)]
+        return [self.sites[at] for at in np.flatnonzero(self.digests.nonfinite)] if self.digests.broken else []
 
     def __add__(self, other: Told) -> Told:
         return Told(self.sites + other.sites, Digests.joined([self.digests, other.digests]))
@@ -143,14 +143,13 @@ def change_of(row: Row, now: Row | None) -> Row | None:
 
 def digests(rows: Sequence[Row]) -> Told:
     """The site and the digest of each of `rows`, all of one kind and device made together."""
-    known: dict[tuple[int, int], int] = {}  # an input is often the output before it
+    known: dict[int, int] = {}  # an input is often the output before it
     ours: list[Sample] = []
     less: list[Sample | None] = []
     torchs: list[tuple[Tensor, int]] = []
     places: list[int] = []
     for _, size, sample, before in rows:
-        key = id(sample), id(before)
-        place = known.get(key)
+        place = known.get(id(sample)) if before is None else None
         if place is None:
             if isinstance(sample, Tensor):
                 torchs.append((sample, size))
@@ -159,7 +158,8 @@ def digests(rows: Sequence[Row]) -> Told:
                 place = len(ours)
                 ours.append(sample)
                 less.append(before)
-            known[key] = place
+            if before is None:
+                known[id(sample)] = place
         places.append(place)
     made = compiled.digests(ours, less, _team(len(ours)))
     if torchs:

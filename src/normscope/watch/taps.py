@@ -126,6 +126,8 @@ class Taps:
         """Of each round that counts: its passes, each with the calls of every path before it."""
         counted = [seen for seen in self._rounds if not (seen.brief or seen.thrown_away)]
         reached = [seen for seen in counted if seen.reached]
+        if len(reached or counted[-1:]) == 1 and len(alone := (reached or counted)[-1].told) == 1:
+            return [[(alone[0], Counter())]]
         found: list[list[tuple[_Pass, Counter[str]]]] = []
         begins: dict[Hashable, Counter[str]] = {}
         root, most = Counter({self._root.path: 1}), Counter()

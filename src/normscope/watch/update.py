@@ -68,7 +68,7 @@ class Update:
     def begin(self, optimizer: Optimizer | None, elsewhere: Collection[int] = ()) -> None:
         """An optimizer is about to step, one that has nothing to do with the parameters `elsewhere`."""
         if not self._begun:
-            self._before = [self._as_now(*each) for each in self._before]
+            self._before = [each if each[0].parameter is each[1] else self._as_now(*each) for each in self._before]
         self._begun.add(id(optimizer))
         scaler = calling_scaler() if optimizer is not None else None
         self.scale = scaler.get_scale() if scaler is not None else 1.0
@@ -78,21 +78,20 @@ class Update:
         self.skipped |= isinstance(overflow, Tensor) and bool(overflow)
         mine = None if optimizer is None or self.scale == 1.0 else owned([optimizer])
         told = [
-            (place.gradient, now)
+            (key, (place.gradient, gradient))
             for place, now, _ in self._before
-            if now.grad is not None
-            and id(now) not in self._gradients
-            and (scaler is not None or id(now) not in elsewhere)
+            if (gradient := now.grad) is not None
+            and (key := id(now)) not in self._gradients
+            and (scaler is not None or key not in elsewhere)
         ]
-        rows = rows_of_all([(site, now.grad) for site, now in told if now.grad is not None])
-        for (_, now), row in zip(told, rows):
+        for (key, _), row in zip(told, rows_of_all([pair for _, pair in told])):
             if row is None:
                 continue
-            if id(now) not in elsewhere:  # and nobody unscales what no optimizer owns
-                scaled = fused or (mine is not None and id(now) not in mine)
-                self._gradients[id(now)] = row.over(self.scale if scaled else 1.0)
+            if key not in elsewhere:  # and nobody unscales what no optimizer owns
+                scaled = fused or (mine is not None and key not in mine)
+                self._gradients[key] = row.over(self.scale) if scaled else row
             elif not row.finite:
-                self._overflowed.add(id(now))
+                self._overflowed.add(key)
 
     def overflowed(self, optimizer: Optimizer) -> bool:
         """Whether a gradient of `optimizer` was not finite while another stepped and it did not."""
@@ -100,11 +99,9 @@ class Update:
 
     @staticmethod
     def _as_now(place: Place, parameter: Parameter, row: Row) -> tuple[Place, Parameter, Row]:
-        """The same, or with the shard that the optimizer updates, where the forward pass ran on the whole parameter."""
+        """With the shard that the optimizer updates, where the forward pass ran on the whole parameter."""
         now = place.parameter
-        if now is None or now is parameter:
-            return place, parameter, row
-        return place, now, row_of(place.value, now) or row
+        return (place, parameter, row) if now is None else (place, now, row_of(place.value, now) or row)
 
     def end(self, optimizer: Optimizer | None, elsewhere: Collection[int] = ()) -> None:
         """The optimizer has stepped; of one whose passes ran inside its step this is the first that is told."""
