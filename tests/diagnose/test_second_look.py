@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from normscope.diagnose.blueprint import Blueprint
 from normscope.diagnose.engine import rule
-from normscope.diagnose.rehearsal import rehearsed
+from normscope.diagnose.rehearsal import carried_over, rehearsed
 from normscope.diagnose.scene import Scene, clusters, sgd
 
 
@@ -86,7 +86,7 @@ CASES = {
     "recurrent weights": ("poor_initialization", "gain", lambda: Rows(change=scaled), Rows, {}),
     "gate": ("poor_initialization", "gate", lambda: Rows(nn.LSTM, shut), partial(Rows, nn.LSTM), {}),
     "scale of a norm": ("poor_initialization", "scale", loud, partial(loud, 1.0), {}),
-    "plain list": ("unmoved_layer", "update", partial(Listed, False), partial(Listed, True), {}),
+    "plain list": ("unmoved_layer", "unlisted", partial(Listed, False), partial(Listed, True), {}),
     "bounded end": ("restricted_output", "least_loss", lambda: stack(nn.Hardtanh(-0.01, 0.01)), stack, {"steps": 60}),
 }
 
@@ -161,3 +161,50 @@ def test_where_nothing_is_found_copies_tell_the_rate(rate, name, tmp_path):
     assert [each.name for each in found] == [name]
     assert found[0].relief > 0.3
     assert cross_entropy is case.experiment.loss_fn
+
+
+def shuffled():
+    inputs, labels = clusters()
+    return inputs, labels[torch.randperm(len(labels))]
+
+
+def test_one_half_of_a_batch_teaches_the_other_where_targets_belong_to_inputs(tmp_path):
+    found = {}
+    for data in (clusters, shuffled):
+        scene = Scene(stack, data=data, optimizer=sgd(0.1), steps=12, batch=64, at_hand=True)
+        found[data] = carried_over(scene.subject(tmp_path / data.__name__))
+    assert found[clusters] > 0.2
+    assert found[shuffled] < 0.05
+
+
+def by_chance(output, target):
+    return cross_entropy(output, target[torch.randperm(len(target))])
+
+
+def test_a_loss_that_chance_decides_is_told(tmp_path):
+    case = Scene(stack, loss=by_chance, steps=12, at_hand=True).subject(tmp_path)
+    (found,) = rule("unheard_targets").check(case)
+    assert found.evidence.quantity == "chance"
+
+
+def test_dropout_is_too_much_where_a_copy_without_it_learns(tmp_path):
+    def build(rate):
+        return nn.Sequential(nn.Dropout(rate), *stack())
+
+    for rate, told in ((0.93, True), (0.1, False)):
+        scene = Scene(partial(build, rate), optimizer=sgd(0.1), steps=90, every=8, at_hand=True)
+        found = list(rule("excessive_dropout").check(scene.subject(tmp_path / f"{rate}")))
+        assert bool(found) is told
+
+
+def test_what_takes_the_differences_away_before_the_first_layer_is_a_constant_input(tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = stack()
+
+        def forward(self, x):
+            return self.body(0 * x)
+
+    (found,) = rule("constant_input").check(Scene(Masked, steps=24, every=2, at_hand=True).subject(tmp_path))
+    assert found.sites == ("body.0",)

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from normscope.anatomy.batch import Probe
+from normscope.anatomy.batch import Probe, mapped, tensors
 from normscope.anatomy.isolate import isolated, unwrapped
 from normscope.diagnose.case import Case
+from normscope.diagnose.counterfactual import Experiment
 from normscope.treat.optimizer import over
 
 STEPS = 40
 """Steps of a rehearsal: enough to learn a batch by heart at a rate that suits, and twenty of them cost a second."""
 
-SECONDS = 1.5
-"""A rehearsal ends after this long, wherever it stands."""
+SECONDS, ALTOGETHER = 1.0, 5.0
+"""A rehearsal ends after so much processor time, wherever it stands; when all have taken so much, no other begins."""
+
+SPENT = "seconds of rehearsals"
+
+FEWEST, EACH = 16, 4
+"""Samples of a batch that has halves to learn from; the other half's loss is asked at each so many steps."""
 
 LEARNT, STUCK = 0.5, 0.2
 """Of its first loss a rehearsal has lost half, as in every rule here, or a fifth at most."""
@@ -39,18 +47,76 @@ def rehearsed(case: Case, rate: float = 1.0, *, anew: bool = True, change: Start
     tried = case.experiment
     if tried is None or tried.optimizer is None:
         return None
+    return _asked(tried, key, lambda: _trained(case, rate, anew, change))
+
+
+def _asked(tried: Experiment, key: str, make: Callable[[], float | None]) -> float | None:
+    """What was kept under the key, or is made now; None where that fails, or all the time for rehearsals is spent."""
     if key not in tried.kept:
+        began = time.process_time()
         try:
-            tried.kept[key] = _trained(case, rate, anew, change)
-        except Exception:  # a model that cannot be copied or trained outside its loop
+            tried.kept[key] = make() if tried.kept.get(SPENT, 0.0) < ALTOGETHER else None
+        except Exception:  # a model that cannot be copied or trained outside its loop, a batch that has no halves
             tried.kept[key] = None
+        tried.kept[SPENT] = tried.kept.get(SPENT, 0.0) + time.process_time() - began
     return tried.kept[key]
 
 
-def _trained(case: Case, rate: float, anew: bool, change: Start | None) -> float | None:
+def carried_over(case: Case) -> float | None:
+    """The share of the loss of one half of the fixed batch that learning the other half takes away, at its best.
+
+    Begun anew, with this optimizer; None where the batch has no halves or cannot be learned from.
+    """
+    tried = case.experiment
+    if tried is None or tried.optimizer is None:
+        return None
+    return _asked(tried, "carried over", lambda: _carried_over(case))
+
+
+def _carried_over(case: Case) -> float | None:
+    tried = case.experiment
+    assert tried is not None
+    batch = Probe.of(tried.probe)
+    size = batch.batch_size or 0
+    given = tensors((batch.args, dict(batch.kwargs), batch.target))
+    if size < FEWEST or not given or any(not one.ndim or len(one) != size for one in given):
+        return None
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(tried.seed))  # batches may stand in some order
+    seen, unseen = _part(batch, order[: size // 2]), _part(batch, order[size // 2 :])
+    model, optimizer = _copied(case, 1.0)
+    losses, began = [], time.process_time()
+    with isolated(model, training=True):
+        _begin(model, tried.seed, anew=True)
+        for step in range(STEPS + 1):
+            if step % EACH == 0:
+                with torch.no_grad():
+                    losses.append(float(tried.loss(unseen.detached().run(model), unseen.target)))
+            if time.process_time() - began > SECONDS:
+                break
+            with torch.enable_grad():
+                optimizer.zero_grad()
+                tried.loss(seen.detached().run(model), seen.target).backward()
+                optimizer.step()
+    return (losses[0] - min(losses)) / losses[0] if isfinite(losses[0]) and losses[0] > 0 else None
+
+
+def _part(batch: Probe, chosen: torch.Tensor) -> Probe:
+    def part(one: torch.Tensor) -> torch.Tensor:
+        return one[chosen.to(one.device)]
+
+    return replace(
+        batch,
+        args=mapped(batch.args, part),
+        kwargs=mapped(dict(batch.kwargs), part),
+        target=mapped(batch.target, part),
+    )
+
+
+def _copied(case: Case, rate: float) -> tuple[nn.Module, Optimizer]:
+    """A copy of the model and of its optimizer, without a state, at a multiple of the highest rate of the run."""
     tried = case.experiment
     assert tried is not None and tried.optimizer is not None
-    model, batch = tried.copied(), Probe.of(tried.probe)
+    model = tried.copied()
     theirs = dict(unwrapped(tried.model).named_parameters(remove_duplicate=False))
     ours = dict(model.named_parameters(remove_duplicate=False))
     optimizer = over(tried.optimizer, model, theirs.values(), {theirs[name]: ours[name] for name in theirs})
@@ -61,12 +127,23 @@ def _trained(case: Case, rate: float, anew: bool, change: Start | None) -> float
         rate *= max(usual.values.tolist()) / now
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * rate
+    return model, optimizer
+
+
+def _begin(model: nn.Module, seed: int, *, anew: bool) -> None:
+    torch.manual_seed(seed)
+    for module in model.modules() if anew else ():
+        if callable(draw := getattr(module, "reset_parameters", None)):
+            draw()
+
+
+def _trained(case: Case, rate: float, anew: bool, change: Start | None) -> float | None:
+    tried = case.experiment
+    assert tried is not None and tried.optimizer is not None
+    batch = Probe.of(tried.probe)
+    model, optimizer = _copied(case, rate)
     with isolated(model, training=True), torch.enable_grad():
-        torch.manual_seed(tried.seed)
-        if anew:
-            for module in model.modules():
-                if callable(draw := getattr(module, "reset_parameters", None)):
-                    draw()
+        _begin(model, tried.seed, anew=anew)
         if change is not None:
             change(model)
         losses, began = [], time.process_time()

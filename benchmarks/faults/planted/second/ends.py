@@ -105,7 +105,7 @@ FAULTS = (
         (*RESTRICTED, "double_softmax"), lambda s: _ended(lambda: nn.Softmax(1))(stepped(s)), stepped, ending,
     ),
     Held(
-        "a class two thousand times as heavy", ("mlp", "conv"), (),
+        "a class two thousand times as heavy", ("mlp", "conv"), ("lopsided_loss",),
         lambda s: s.but(loss=_upside_down),
     ),
 )  # fmt: skip

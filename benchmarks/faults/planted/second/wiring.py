@@ -115,7 +115,9 @@ FAULTS = (
         lambda s: s.but(changes=(_masked,)),
         sites=attentions,
     ),
-    Held("first step read for the last", ("lstm",), (), lambda s: s.but(changes=(_read_first,))),
+    Held(
+        "first step read for the last", ("lstm",), ("unread_input",), lambda s: s.but(changes=(_read_first,)),
+    ),
     Held(
         "keep probability taken for dropout", ("mlp", "conv"), ("excessive_dropout",),
         lambda s: _dropping(0.95)(bare(s)), lambda s: _dropping(0.05)(bare(s)),

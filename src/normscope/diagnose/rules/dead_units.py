@@ -142,7 +142,6 @@ RULE = Rule(
     thresholds={"dead": DEAD, "blocked": BLOCKED, "fewest": FEWEST, "units": UNITS},
     causes=(
         "unread_input",
-        "unrelated_targets",
         *("vanishing_gradient", "rate_too_low", "rank_collapse", "uneven_updates", "unmoved_layer"),
         *("growing_weights",),
     ),

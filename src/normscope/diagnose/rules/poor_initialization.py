@@ -216,7 +216,7 @@ def _loud_norms(case: Case) -> Finding | None:
         f"At the start the scale of `{worst[0].place}` is {scales[worst[0]]:.3g}, where norms begin at 1; so it is in "
         f"{len(worst)} of {len(case.norms)} norms.",
         SCALE.evidence("scale", scales[worst[0]], [int(case.steps[0])], [(one.key, scales[one]) for one in worst]),
-        severity="error" if case.learns is False else "warning",
+        severity="warning" if case.thrives else "error",
         since_step=int(case.steps[0]),
         prescriptions=[
             remedies.advice(

@@ -130,7 +130,7 @@ def again(case: Case) -> Iterator[Finding]:
     own = rehearsed(case)
     if own is None or not own < STUCK:
         return
-    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (0.1, 0.01)}
+    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (0.1, 0.01, 0.001)}
     best = max(gains, key=lambda rate: gains[rate])
     if not gains[best] > LEARNT:
         return

@@ -102,7 +102,7 @@ def again(case: Case) -> Iterator[Finding]:
     own = rehearsed(case)
     if own is None or not 0 <= own < STUCK:
         return
-    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (10.0, 100.0)}
+    gains = {rate: rehearsed(case, rate) or 0.0 for rate in (10.0, 100.0, 1000.0)}
     best = max(gains, key=lambda rate: gains[rate])
     if not gains[best] > LEARNT:
         return

@@ -110,7 +110,7 @@ def _unlisted(case: Case) -> Iterator[Finding]:
         f"{len(places)} module{'s' if len(places) > 1 else ''} with {count} parameters ({remedies.few(places)}) "
         f"{'stand' if len(places) > 1 else 'stands'} in a plain list, tuple or dict: the loss reaches them, and "
         "`model.parameters()` does not, so that they never learn, change their mode or are saved.",
-        STILL.evidence("update", 0.0, case.steps, [(place, 0.0) for place in places]),
+        STILL.evidence("unlisted", 0.0, case.steps, [(place, 0.0) for place in places]),
         severity="error" if case.learns is False else "warning",
         since_step=int(case.steps[0]),
         prescriptions=[
@@ -240,6 +240,7 @@ RULE = Rule(
         *("unrelated_targets", "half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
         *("train_eval_gap", "unread_input"),
     ),
+    roots=("unlisted",),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -35,10 +35,10 @@ from torch import nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.rehearsal import LEARNT, rehearsed
+from normscope.diagnose.rehearsal import LEARNT, carried_over, rehearsed
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Data, Scene, clusters, sgd
-from normscope.terms.finding import Finding, Prescription
+from normscope.terms.finding import Finding, Prescription, Removal
 
 HEARD = Threshold(
     0.5, "chosen: half of the loss, what counts as thriving in every rule here, here of one batch", "share"
@@ -49,6 +49,9 @@ MOVED = Threshold(
 RESTLESS = Threshold(0.1, "what `rate_too_high` calls restless: a tenth of the weights at each step", "ratio")
 RESTING = Threshold(0.1, "what counts as learning in every rule here, of the second half of the run", "share")
 LITTLE = Threshold(0.35, "chosen: a third of the loss; many sound runs of hard tasks rest at half of theirs", "share")
+CARRIED = Threshold(
+    0.02, "chosen: a fiftieth of the loss of chance; half a batch of handwritten digits carries over a third", "share"
+)
 STEPS = 100
 
 
@@ -72,6 +75,7 @@ def check(case: Case) -> Iterator[Finding]:
         "one batch is of no use for the next.",
         HEARD.evidence("loss", after / before, [int(case.steps[-1])]),
         since_step=int(case.steps[0]),
+        removals=[Removal("one batch for all steps", "loss of the fixed batch", before, after)],
         prescriptions=[_look()],
     )
 
@@ -81,14 +85,21 @@ def again(case: Case) -> Iterator[Finding]:
     fresh, own = rehearsed(case), rehearsed(case, anew=False)
     late = case.loss.late()
     resting = len(late) > 5 and (late.fallen or 0.0) < RESTING.value and (case.fallen or 0.0) < LITTLE.value
-    if fresh is None or own is None or not (fresh > LEARNT and own > LEARNT and resting):
+    if fresh is None or own is None or not (fresh > LEARNT and own > LEARNT):
+        return
+    carried = carried_over(case)
+    if not resting and (carried is None or carried > CARRIED.value):
         return
     first = case.sites[0].path if case.sites else ""
     yield RULE.finding(
         [first],
         f"Copies learn the fixed batch by heart with this optimizer ({fresh:.0%} of its loss is gone in some steps "
-        f"from anew, {own:.0%} from the end of the run), and the run has come to rest after losing "
-        f"{case.fallen or 0.0:.0%}: part of what it sees of one batch is of no use for the next.",
+        f"from anew, {own:.0%} from the end of the run), and the run has lost {case.fallen or 0.0:.0%}: "
+        + (
+            f"what is learned of one half of that batch takes {carried:.0%} of the loss of the other half away."
+            if carried is not None
+            else "part of what it sees of one batch is of no use for the next."
+        ),
         HEARD.evidence("rehearsal", 1 - own, [int(case.steps[-1])]),
         since_step=int(case.steps[0]),
         prescriptions=[_look()],
@@ -123,7 +134,14 @@ RULE = Rule(
     check,
     __doc__,
     second=again,
-    thresholds={"resting": RESTING, "little": LITTLE, "heard": HEARD, "moved": MOVED, "restless": RESTLESS},
+    thresholds={
+        "resting": RESTING,
+        "carried": CARRIED,
+        "little": LITTLE,
+        "heard": HEARD,
+        "moved": MOVED,
+        "restless": RESTLESS,
+    },
     causes=("drifting_distribution",),
     sick=SICK,
     healthy=HEALTHY,
