@@ -49,7 +49,7 @@ FAULTS = (
         stepped, ending, seen=("mlp", "conv", "lstm", "transformer"),
     ),
     Fault(
-        "softmax over the batch", (*ALL, *CIFAR), ENDS,
+        "softmax over the batch", (*ALL, *CIFAR), (*ENDS, "mixed_samples"),
         lambda s: stepped(s).but(options={"end": lambda: nn.Softmax(0)}), stepped,
         ending,
     ),

@@ -134,7 +134,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"noisy": NOISY, "harmful": HARMFUL, "undefined": UNDEFINED},
-    causes=("stale_running_stats", "train_eval_gap", "noisy_batch_statistics", "growing_weights"),
+    causes=("unrelated_targets", "stale_running_stats", "train_eval_gap", "noisy_batch_statistics", "growing_weights"),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -110,7 +110,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"shut": SHUT},
-    causes=("unread_input", "dead_units", "vanishing_gradient", "unmoved_layer"),
+    causes=("unrelated_targets", "unread_input", "dead_units", "vanishing_gradient", "unmoved_layer"),
     symptom="shut",
     removal="scale",
     sick=SICK,

@@ -58,7 +58,8 @@ def check(case: Case) -> Iterator[Finding]:
     drops = {path: float(one.p) for path, one in modules if isinstance(one, nn.modules.dropout._DropoutNd) and one.p}
     if not drops or not max(drops.values()) > OFTEN or (value := _noise(case.experiment)) is None:
         return
-    freed = None if value > DROWNED.value else _freed(case)
+    alone = not case.normalizes_over_batch  # dropout before a norm over the batch has rules of its own
+    freed = _freed(case) if alone and not value > DROWNED.value else None
     if freed is None and not value > DROWNED.value:
         return
     worst = sorted(drops, key=lambda path: -drops[path])

@@ -109,6 +109,7 @@ RULE = Rule(
     __doc__,
     thresholds={"nothing": NOTHING},
     causes=(
+        "unrelated_targets",
         "unread_input",
         *("poor_initialization", "vanishing_gradient", "dead_units", "unmoved_layer", "rate_too_low", "rank_collapse"),
         *("collapsed_channels", "symmetric_units", "unlike_units"),

@@ -157,7 +157,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"excess": EXCESS, "felt": FELT, "off": OFF, "ripe": RIPE, "fewest": FEWEST},
-    causes=("stale_running_stats", "train_eval_gap", "noisy_batch_statistics"),
+    causes=("unrelated_targets", "stale_running_stats", "train_eval_gap", "noisy_batch_statistics"),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -83,7 +83,14 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"noisy": NOISY, "harmful": HARMFUL},
-    causes=("train_eval_gap", "stale_running_stats", "drifting_distribution", "rate_too_high", "growing_weights"),
+    causes=(
+        "unrelated_targets",
+        "train_eval_gap",
+        "stale_running_stats",
+        "drifting_distribution",
+        "rate_too_high",
+        "growing_weights",
+    ),
     sick=SICK,
     healthy=HEALTHY,
 )

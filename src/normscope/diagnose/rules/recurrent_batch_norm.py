@@ -115,7 +115,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"apart": APART},
-    causes=("stale_running_stats", "train_eval_gap", "mixed_domains", "noisy_batch_statistics"),
+    causes=("unrelated_targets", "stale_running_stats", "train_eval_gap", "mixed_domains", "noisy_batch_statistics"),
     sick=SICK,
     healthy=HEALTHY,
 )

@@ -90,7 +90,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"worse": WORSE},
-    causes=("unlike_batches", "rank_collapse", "dead_units"),
+    causes=("unrelated_targets", "unlike_batches", "rank_collapse", "dead_units"),
     sick=SICK,
     healthy=HEALTHY,
 )

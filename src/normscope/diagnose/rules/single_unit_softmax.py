@@ -84,7 +84,14 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"one": ONE},
-    causes=("unmoved_layer", "vanishing_gradient", "poor_initialization", "rate_too_low", "rank_collapse"),
+    causes=(
+        "unrelated_targets",
+        "unmoved_layer",
+        "vanishing_gradient",
+        "poor_initialization",
+        "rate_too_low",
+        "rank_collapse",
+    ),
     sick=SICK,
     healthy=HEALTHY,
 )

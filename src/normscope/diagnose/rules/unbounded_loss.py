@@ -134,6 +134,7 @@ RULE = Rule(
     __doc__,
     thresholds={"below": BELOW, "even": EVEN, "bottomless": BOTTOMLESS},
     causes=(
+        "unrelated_targets",
         *("exploding_gradient", "rate_too_high", "drifting_distribution", "dead_units", "uneven_updates"),
         *("growing_weights", "rank_collapse", "nonfinite_values", "saturated_activation"),
     ),
