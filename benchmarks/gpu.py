@@ -11,8 +11,9 @@ held against the formula in float64, and recorded in a CUDA graph and replayed; 
 
 Writes gpu-<name>.json and .md after every row; `--missing` goes on where a call ended. torch.compile is measured on the
 usual rows alone, or on all with `--compile`. `python benchmarks/fit_costs.py` then writes the table by which dispatch
-chooses. `--rehearse` runs every kind of row on the host in Triton's interpreter, on small tensors, with times that mean
-nothing.
+chooses. The watcher's summary of a tensor (moments, range, tally) reads it once; torch takes `var_mean`, `aminmax` and
+a `bincount` of the same cells, or, for a coarser picture, `histc`. `--rehearse` runs every kind of row on the host in
+Triton's interpreter, on small tensors, with times that mean nothing.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ from typing import Any
 if "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
+import numpy as np
 import torch
 import torch._functorch.config
 
 import normscope as ns
+from normscope.stats import Summary
 from problems import OVER, Case, Sizes, cases, lines_of
 
 IMAGES = {"64 MB": (64, 64, 64, 64), "411 MB": (128, 256, 56, 56), "4 MB": (16, 64, 32, 32), "0.5 MB": (2, 64, 32, 32)}
 ROWS = {"64 MB": (16384, 1024), "256 MB": (16384, 4096), "1 GB": (4096, 65536), "4 MB": (1024, 1024)}
 SMALL: tuple[Sizes, Sizes] = {"small": (3, 32, 5, 7)}, {"small": (5, 40)}
+SUMMARIES = {"64 MB": 1 << 24, "1 GB": 1 << 28, "4 MB": 1 << 20}
 DTYPES = ("float32", "bfloat16", "float16")
 PEERS = ("triton", "aten", "compile", "liger")  # ours, and torch eager by the name of the offer that calls it
 _SLEEP = 3_000_000  # cycles: a millisecond or two, in which the host queues what is measured
@@ -206,6 +210,48 @@ def measured(case: Case, compiled: bool, clock: Clock | Rehearsal, device: str) 
     return row
 
 
+def celled(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the summary tells, by torch's functions: nearly, for what is not finite spoils it."""
+    bits = x.float().view(torch.int32)
+    cells = (((bits >> 19) & 0xFFF) - (127 - 32) * 16).clamp_(0, 1023) + 1024 * (bits < 0)
+    return *torch.var_mean(x), *torch.aminmax(x), torch.bincount(cells, minlength=2048)
+
+
+def mistold(x: torch.Tensor) -> str | None:
+    """What is wrong with the summary of some of these numbers; None if nothing is."""
+    from normscope.kernels.triton import summary
+
+    part = x[: 1 << 22]
+    found, truth = summary.told(part).cpu(), Summary.of(part.cpu())
+    if not np.array_equal(found[: summary.BINS].numpy(), truth.sketch.counts):
+        return "the tally is another"
+    moments = [truth.moments.count, truth.moments.mean, truth.moments.m2, truth.low, truth.high]
+    near = np.allclose(found[summary.CELLS :].numpy().view(np.float64), np.array(moments, float), rtol=1e-9)
+    return None if near else "the moments or the range are others"
+
+
+def summarized(size: int, dtype: str, clock: Clock | Rehearsal, device: str) -> dict[str, Any]:
+    """Microseconds of everyone who summarizes so many numbers."""
+    from normscope.kernels.triton import summary
+
+    x = torch.randn(size, device=device).to(getattr(torch, dtype))
+    row: dict[str, Any] = {"bytes": x.nbytes, "wrong": said(lambda: mistold(x))}
+    ways: dict[str, Callable[[], Any]] = {
+        "triton": lambda: summary.told(x),
+        "cells": lambda: celled(x),
+        "histc": lambda: (torch.var_mean(x), torch.histc(x.float(), 64)),
+    }
+    for name, way in ways.items():
+
+        def timed(name: str = name, way: Callable[[], Any] = way) -> None:
+            row[name] = clock.kernels(way)
+
+        failed = said(timed)
+        if failed is not None:
+            row[f"{name}_failed"] = failed
+    return row
+
+
 def said(work: Callable[[], str | None]) -> str | None:
     """What `work` says, or the last line of the error that it ends with: one row must not end the others."""
     try:
@@ -215,10 +261,26 @@ def said(work: Callable[[], str | None]) -> str | None:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error).strip() else ''}"
 
 
+def counted(summaries: dict[str, Any], copy: float) -> str:
+    """The table of summaries."""
+    heads = ["the summary of", "ours", "torch, the same cells", "torch, histc", "torch / ours"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for name, row in summaries.items():
+        told = [name]
+        for who in ("triton", "cells", "histc"):
+            rate = row["bytes"] / row[who][0] / 1e3 if who in row else 0.0
+            told.append(f"{rate:,.0f} ({rate / copy:.0%})" if rate else row.get(f"{who}_failed", ""))
+        told[1] = f"**wrong: {row['wrong']}**" if row["wrong"] else told[1]
+        told.append(f"{row['cells'][0] / row['triton'][0]:.2f}" if {"cells", "triton"} <= row.keys() else "")
+        lines.append("| " + " | ".join(told) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def written(rows: dict[str, Any], about: str, copy: float, every: list[Case]) -> str:
     """The page: GB/s and share of the copy, forward / backward; bold where we lose to the best peer."""
     lines = [f"# Kernels on a GPU\n\n{about}. A copy of 1 GB moves {copy:,.0f} GB/s.\n"]
-    lines += [(__doc__ or "").split("\n", 1)[1].strip() + "\n"]
+    lines += [(__doc__ or "").split("\n", 1)[1].strip() + "\n", ""]
+    ratios: list[float] = []
     heads = ["case", "ours", *("torch", "compile", "liger"), "best peer / ours", "a call, µs", "torch"]
     lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for case in every:
@@ -237,9 +299,15 @@ def written(rows: dict[str, Any], about: str, copy: float, every: list[Case]) ->
         sums = {name: sum(spent[0] for spent in row.get(f"{name}_kernels", ())) for name in PEERS}
         peers = [sums[name] for name in PEERS[1:] if sums[name]]
         best = min(peers) / sums["triton"] if peers and sums["triton"] else 0.0
+        ratios += [best] if best else []
         told.append("" if not best else f"{best:.2f}" if best >= 1 else f"**{best:.2f}**")
         told += [f"{row[name][0]:,.0f}" if name in row else "" for name in PEERS[:2]]
         lines.append("| " + " | ".join(told) + " |")
+    lines[2] = (
+        f"{len(ratios)} rows with a peer: ours is the fastest in {sum(ratio >= 1 for ratio in ratios)}, and loses to "
+        f"the best one by more than 3% in {sum(ratio < 1 / 1.03 for ratio in ratios)}, where dispatch must take that "
+        f"one; {sum(bool(row['wrong']) for row in rows.values())} are wrong.\n"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -258,21 +326,41 @@ def main() -> None:
     device, gpu = ("cpu", "rehearsal") if options.rehearse else ("cuda", torch.cuda.get_device_name())
     every = list(cases(IMAGES, ROWS, DTYPES)) if not options.rehearse else rehearsed()
     path = options.out / f"gpu-{gpu.lower().replace(' ', '-')}.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    rows, summaries = before.get("rows", {}), before.get("summaries", {})
     clock = Rehearsal() if options.rehearse else Clock(options.rounds)
     copy = clock.bandwidth()
     machine = f"{gpu}, torch {torch.__version__}, CUDA {torch.version.cuda}, {versions()}"
     options.out.mkdir(parents=True, exist_ok=True)
+    words = options.only.split()
     start = time.perf_counter()
-    for case in wanted_of(every, options.only.split(), rows if options.missing else {}):
-        if time.perf_counter() - start > options.seconds:
+
+    def keep() -> bool:
+        """Write what is there, which a stop leaves; whether there is time for more."""
+        held = {"machine": machine, "device": device, "copy": copy, "summaries": summaries, "rows": rows}
+        path.write_text(lines_of(held))
+        page = written(rows, machine, copy, every)
+        path.with_suffix(".md").write_text(f"{page}\n{counted(summaries, copy)}" if summaries else page)
+        return time.perf_counter() - start < options.seconds
+
+    for name, size, dtype in summaries_of(options.rehearse):
+        if all(word in name for word in words) and not (options.missing and name in summaries) and keep():
+            summaries[name] = summarized(size, dtype, clock, device)
+            print(name, summaries[name], flush=True)
+    for case in wanted_of(every, words, rows if options.missing else {}):
+        if not keep():
             print("There is more to measure.")
             break
         rows[case.name] = measured(case, options.compile or is_usual(case), clock, device)
         print(case.name, {name: value for name, value in rows[case.name].items() if name != "case"}, flush=True)
-        held = {"machine": machine, "device": device, "copy": copy, "rows": rows}
-        path.write_text(lines_of(held))  # what a stop leaves
-        path.with_suffix(".md").write_text(written(rows, machine, copy, every))
+    keep()
+
+
+def summaries_of(rehearse: bool) -> Iterator[tuple[str, int, str]]:
+    """Name, numbers and dtype of each tensor that is summarized."""
+    for size, numbers in ({"small": 5000} if rehearse else SUMMARIES).items():
+        for dtype in DTYPES:
+            yield f"summary, {size}, {dtype}", numbers, dtype
 
 
 def rehearsed() -> list[Case]:
