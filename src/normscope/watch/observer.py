@@ -313,10 +313,11 @@ class Observer:
 
     def _worth_holding(self, gradient: Tensor) -> bool:
         """Whether the fixed batch may need the gradient of the output, and it is no larger than the model itself."""
-        if self._plan is None or self._fixed is None or self._fixed.gradient not in ("none", "held"):
+        if not self._measures or self._plan is None or self._fixed is None:
             return False
-        parameters = (place.parameter for place in self._plan.places)
-        return gradient.numel() <= sum(parameter.numel() for parameter in parameters if parameter is not None)
+        sizes = (place.parameter.numel() for place in self._plan.places if place.parameter is not None)
+        wanted = self._fixed.gradient in ("none", "held")
+        return wanted and any(size >= gradient.numel() for size in accumulate(sizes))
 
     def _write(self, step: int, taps: Taps | None, update: Update) -> None:
         """Bring all that was read to the CPU, in one transfer a device, and write it."""
@@ -326,7 +327,9 @@ class Observer:
         sizes = [len(rows), *(len(each) for each in rounds)]
         told = digests([*rows, *(row for each in rounds for row in each), *([] if loss is None else [loss])])
         own, *passes = (told[end - size : end] for size, end in zip(sizes, accumulate(sizes)))
-        sound = [each for each in passes if not _overflowed(each)] if own and not _overflowed(own) else passes
+        sound = passes
+        if told.digests.broken and own and not _overflowed(own):
+            sound = [each for each in passes if not _overflowed(each)]
         if taps is not None and (len(sound) < len(passes) or taps.wasted):
             why = "an overflowed gradient was thrown away, and the update came from another batch"
             self._journal.skipped(step, why)

@@ -292,9 +292,13 @@ class Watcher:
             self._due = replace(self._due, live=False)
         if not self._due.live:
             self._observer.withdraw()
-        if (self._due or self._observer.owes) and not self._guard.is_off("observer"):
-            self._account.begin()
-            self._sampling = True
+        if not (self._due or self._observer.owes) or self._guard.is_off("observer"):
+            self._disarm()
+            return
+        self._account.begin()
+        self._sampling = True
+        if len(self._root_hooks) < 2:  # they stay from one sampled step to the next
+            self._disarm()
             self._root_hooks = [self._stand_before(), after_forward(self._root, self._at_end)]
 
     def _stand_before(self) -> RemovableHandle:
@@ -368,7 +372,6 @@ class Watcher:
         """The training step is over: every optimizer has made its update, or the next step begins."""
         if not self._is_here():
             return
-        self._disarm()
         if self._sampling:
             self._end_sample()
         self._optimizers.begin()
