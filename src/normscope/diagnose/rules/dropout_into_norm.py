@@ -104,7 +104,7 @@ RULE = Rule(
     check,
     __doc__,
     thresholds={"shift": SHIFT},
-    causes=("train_eval_gap",),
+    causes=("train_eval_gap", "excessive_dropout"),
     sick=SICK,
     healthy=HEALTHY,
 )

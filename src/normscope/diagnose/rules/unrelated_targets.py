@@ -143,6 +143,7 @@ RULE = Rule(
         "restless": RESTLESS,
     },
     causes=("drifting_distribution",),
+    travels="both",
     sick=SICK,
     healthy=HEALTHY,
 )
