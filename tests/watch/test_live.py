@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import normscope as ns
 from normscope.stats import compiled
+from normscope.watch.sample import digests, row_of, rows_of_all
 from normscope.watch.session import watch
 from normscope.watch.taps import PASSES
 
@@ -349,6 +350,20 @@ def test_complex_and_integer_tensors_are_recorded(tmp_path, faults):
     assert watcher.record.summary("embed:input", 0).mean == 1.5
     assert watcher.record.summary("wave:output", 0).size == 2 * 2 * 4 * 2  # real and imaginary parts
     assert watcher.record.summary("wave:output", 0, "probe") is not None
+
+
+@pytest.mark.parametrize("compiled_loops", [True, False])
+def test_a_tensor_without_memory_is_told_or_left_alone(compiled_loops, monkeypatch):
+    """Zeros that autograd did not write down, and parameters whose memory was given back until they are needed."""
+    if not compiled_loops:
+        monkeypatch.setattr(compiled, "_reading", None)
+    compiled.prepare()
+    row = row_of(ns.Site("layer"), torch._efficientzerotensor((5, 3)))
+    assert row is not None and row.size == 15 and values(digests([row]).digests[0].summary) == (0.0, 0.0, 0.0, 0.0, 15)
+    freed = nn.Parameter(torch.randn(100, 100))
+    freed.untyped_storage().resize_(0)
+    assert rows_of_all([(ns.Site("layer"), freed), (ns.Site("other"), torch.ones(3))])[0] is None
+    assert compiled.digest(freed) is None and row_of(ns.Site("layer"), freed) is None
 
 
 def test_packed_sequences_are_recorded(tmp_path, faults):

@@ -244,6 +244,10 @@ static int copy_of(PyObject *x, PyObject *n, Copy *copy) {
     copy->places = PyLong_AsVoidPtr(PyTuple_GetItem(layout, 1));
     Py_ssize_t count = PyLong_AsSsize_t(PyTuple_GetItem(layout, 2)), size = PyLong_AsSsize_t(PyTuple_GetItem(layout, 3));
     copy->from = address_of(x);
+    if (!copy->from && count && !PyErr_Occurred()) { /* zeros that nobody wrote, or memory that was given back */
+        Py_DECREF(layout);
+        return 0;
+    }
     copy->to = PyErr_Occurred() ? NULL : sample_new(kind == FLOAT64 ? 8 : 4, count, size);
     if (copy->to) return 1;
     Py_DECREF(layout);
@@ -491,6 +495,7 @@ static PyObject *take_at(PyObject *module, PyObject *const *given, Py_ssize_t co
     if (copy.kind == UNSERVED) Py_RETURN_NONE;
     copy.places = PyLong_AsVoidPtr(given[1]), copy.from = copy.kind < 0 ? NULL : address_of(given[0]);
     Py_ssize_t taken = PyLong_AsSsize_t(given[2]), size = PyLong_AsSsize_t(given[3]);
+    if (!copy.from && taken && !PyErr_Occurred()) Py_RETURN_NONE;
     copy.to = PyErr_Occurred() ? NULL : sample_new(copy.kind == FLOAT64 ? 8 : 4, taken, size);
     if (copy.to) copied(&copy);
     return (PyObject *)copy.to;
