@@ -357,7 +357,6 @@ def test_a_compiled_model_keeps_its_graph_and_is_watched(order, tmp_path, faults
         assert record.summary("body.1.1:output", 10, "probe") is not None
 
 
-@pytest.mark.skipif(torch.__version__ < "2.8", reason="its guards hold the identity of a hook: it compiles again")
 @pytest.mark.parametrize("dynamic", [None, True, False])
 def test_the_inside_of_a_compiled_model_keeps_its_graphs_and_the_record_says_what_to_watch(dynamic, tmp_path, faults):
     from torch._dynamo.testing import CompileCounter
