@@ -78,6 +78,12 @@ def test_a_model_at_rest_has_findings_alone():
     )
 
 
+def test_a_unit_that_says_what_the_quantity_says_is_said_once():
+    gain = Finding("NS206", "poor_initialization", "error", ("fc",), "Off.", Evidence("gain", 8.1, 4, unit="gain"))
+    told = terminal.show(None, Diagnosis((gain,), ("NS206",), subject="Net"), width=60)
+    assert "  Gain 8.1 against a threshold of 4.\n" in told
+
+
 def test_a_curve_becomes_a_row_of_blocks():
     curves = Curve("a", (0, 1, 2, 3), (0.0, 1.0, None, 7.0)), Curve("b", (0,), (None,))
     chart = Curves("T", Axis("step"), Axis("y"), curves)

@@ -97,7 +97,11 @@ def _sentence(text: str) -> str:
 
 def _measured(evidence: Evidence, words: Words) -> str:
     """The evidence against its threshold, in a sentence."""
-    unit = "" if evidence.unit in ("share", "ratio", "") else f" {words.named('measure', evidence.unit)}"
+    unit = (
+        ""
+        if evidence.unit in ("share", "ratio", "", evidence.quantity)
+        else f" {words.named('measure', evidence.unit)}"
+    )
     value, threshold = (amount(end, share=evidence.unit == "share") for end in (evidence.value, evidence.threshold))
     told = words(
         "measured" if math.isfinite(evidence.threshold) else "measured.alone",
