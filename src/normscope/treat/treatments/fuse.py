@@ -6,8 +6,8 @@ activation already, as timm's do, becomes one layer too. What feeds what is read
 fused model is a graph of it, with the parameters and buffers of the original under their names. Parts without a norm,
 and parts whose code asks in which mode they are, stay whole.
 
-It keeps the layout in which the network stands. On the CPU convolutions are faster in channels_last, and fusing does not
-change them: `model.to(memory_format=torch.channels_last)` gains more there than fusing, and both add up
+It keeps the layout in which the network stands. On the CPU convolutions are faster in channels_last, and fusing changes
+none: `model.to(memory_format=torch.channels_last)` gains more there than fusing, and both add up
 (docs/decisions/0025-a-fused-step.md).
 
 It preserves the function exactly, to rounding, in training and in evaluation; a graph that answers otherwise than the
