@@ -33,7 +33,7 @@ bench: $(READY)           ## every norm and kernel beside torch; writes benchmar
 	$(BIN)/python benchmarks/kernels.py --fresh
 
 # torch first, under the constraints, so that nothing later pulls a CUDA build.
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard src/normscope/stats/*.c)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard src/normscope/stats/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch numpy
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'

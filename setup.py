@@ -9,6 +9,7 @@ setup(
         Extension(
             "normscope.stats._reading",
             ["src/normscope/stats/_reading.c"],
+            depends=["src/normscope/stats/loops.h"],
             define_macros=[("Py_LIMITED_API", "0x030A0000")],
             py_limited_api=True,
             extra_compile_args=[] if sys.platform == "win32" else ["-std=c11", "-O3"],

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 import normscope as ns
 
-STEPS = {"mlp": 30, "encoder": 3, "resnet": 3}  # in a round
+STEPS = {"mlp": 100, "encoder": 3, "resnet": 3}  # in a round; at its end the record is flushed, as every 2 s of a run
 PATIENCE = 2.0  # seconds that a way may take in a round
 DEFAULT = "normscope, default: the median step of a run"
 CLOCK = time.perf_counter
@@ -334,8 +334,6 @@ def peak(name: str, every: str) -> int:
 
 def train_six(name: str, every: str) -> None:
     training = Training(name)
-    if every == "plain":
-        sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]
     watching = unwatched if every == "none" else lambda t: ours(t, 1 if every == "1" else "auto")
     with watching(training) as finish:
         for _ in range(6):
@@ -467,11 +465,10 @@ def measure(asked: argparse.Namespace, told: dict, clock: str) -> None:
                 f"{size * 25 / sites / 1e3:.0f} kB a site."
             )
         if "memory" in parts:
-            plain, auto, dense, bare = (peak(name, every) for every in ("none", "auto", "1", "plain"))
+            plain, auto, dense = (peak(name, every) for every in ("none", "auto", "1"))
             notes[f"memory {name}"] = (
                 f"- {WORDS[name]}: peak memory of the process {plain / 1e6:.0f} MB unwatched, "
-                f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1, "
-                f"{bare / plain:.3f} × by default without Numba ({(bare - plain) / 1e6:+.0f} MB)."
+                f"{auto / plain:.3f} × by default ({(auto - plain) / 1e6:+.0f} MB), {dense / plain:.3f} × at every=1."
             )
     if "query" in parts:
         opened, size = query(asked.record, 1000, 2000)
