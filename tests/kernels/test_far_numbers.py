@@ -41,3 +41,19 @@ def test_mean_and_variance_are_those_of_float64(numbers, spec, shape):
     assert (seen.var / var - 1).abs().max() < 2e-6
     few = y.flatten()[:4096].double() - (x[:4096].double() - mean) / (var + spec.eps).sqrt()
     assert few.abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("over", ["NS", "CS", "S"])
+def test_a_gradient_along_the_output_vanishes(over, last):
+    """x̂ cannot grow along itself: the gradient is x̂·eps/σ³, so that what float32 cannot hold of μ would be seen."""
+    torch.manual_seed(0)
+    source = "batch" if "N" in over else "input"
+    spec = ns.NormSpec(over, source, source, affine=False, bias=False, groups=2 if "C" in over else 1)
+    x = (torch.randn(16, 6, 12, 11, dtype=torch.float64) + 1e4).float()
+    x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
+    with ns.kernels.using("numba"):
+        y = dispatch.normalized(x, spec, None, None)
+    y.backward(y.detach())
+    assert x.grad is not None
+    assert x.grad.abs().max() < 8e-5

@@ -59,6 +59,7 @@ CASES = [
     Case("NS", (3, 5, 7, 3), **LAST),
     Case("NS", (2, 33, 19, 23), "relu", True, **LAST),
     Case("NS", (2, 3, 4, 5, 6), "relu", True, **LAST),
+    Case("NS", (4, 6, 5, 5), "gelu", True, **LAST),
     Case("NS", (3, 7, 5), layout="channels_last"),
     Case("NS", (4, 6, 9, 9), "relu", True, dtype=BF16),
     Case("NS", (4, 6, 9, 9), "relu", True, dtype=BF16, **LAST),
