@@ -13,9 +13,9 @@ a run that was broken off goes on. Each judgement is a line of rows.jsonl there.
                                       [--mark NAME]
     python benchmarks/faults/bench.py --keep DIR --page > benchmarks/results/faults.md
 
-A case belongs to one set: seen while rules were written, or the first or second of those held out. The judgements of
-`--mark first` and `--mark second` are the first runs of those two: they lie in benchmarks/results/faults-first.jsonl
-and faults-second.jsonl, to be copied to rows-first.jsonl and rows-second.jsonl.
+A case belongs to one set: seen while rules were written, or the first, second or third of those held out. The
+judgements of `--mark first`, `--mark second` and `--mark third` are the first runs of those: they lie in
+benchmarks/results/faults-first.jsonl and so on, to be copied to rows-first.jsonl and so on.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import images
 import torch
 from fault import Fault
-from further import SETUPS
 from healthy import runs
+from others import SETUPS
 from page import page
 from planted import FAULTS
 from setups import Setup
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     one: Fault | Setup
     where: str
     held: str
-    """The set: ``"seen"``, ``"first"`` or ``"second"``."""
+    """The set: ``"seen"``, ``"first"``, ``"second"`` or ``"third"``."""
 
 
 class Kept:
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="the folder of trainings and judgements")
     parser.add_argument("--data", type=Path, help="a folder with CIFAR-10 in parquet files")
     parser.add_argument("--kind", choices=("fault", "sound"), default="", help="one kind of case only")
-    parser.add_argument("--set", default="", help="cases of one set only: seen, first or second")
+    parser.add_argument("--set", default="", help="cases of one set only: seen, first, second or third")
     parser.add_argument("--only", default="", help="names that hold this word")
     parser.add_argument("--part", default="0/1", help="every n-th case, from the k-th: k/n")
     parser.add_argument("--train", action="store_true", help="train, and judge nothing yet")

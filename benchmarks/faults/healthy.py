@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from changes import he, learning
 from healthy_further import further
+from healthy_others import others
 from planted.ends import of_probabilities, to_binary, to_small_regression
 from setups import SETUPS, Setup
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ import normscope as ns
 
 def runs() -> dict[str, tuple[Setup, str]]:
     """Every sound training by its name, and its set: seen while rules were made, or one of those held out."""
-    sets = {"seen": _usual(), "first": [*_unusual(), *_of_cifar()], "second": further()}
+    sets = {"seen": _usual(), "first": [*_unusual(), *_of_cifar()], "second": further(), "third": others()}
     return {one.name: (one, held) for held, ones in sets.items() for one in ones}
 
 

@@ -6,5 +6,6 @@ from planted.norms import FAULTS as NORMS
 from planted.second import FAULTS as SECOND
 from planted.starts import FAULTS as STARTS
 from planted.steps import FAULTS as STEPS
+from planted.third import FAULTS as THIRD
 
-FAULTS = (*STARTS, *STEPS, *INPUTS, *ENDS, *NORMS, *SECOND)
+FAULTS = (*STARTS, *STEPS, *INPUTS, *ENDS, *NORMS, *SECOND, *THIRD)
