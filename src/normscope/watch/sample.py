@@ -201,7 +201,8 @@ def readable(tensor: Tensor | None) -> Tensor | None:
         values = values.to_local()  # type: ignore[operator]
     if values.is_sparse:
         values = values.coalesce().values()
-    if type(values) is Tensor and values.layout is torch.strided and values.data_ptr() == 0:
+    nowhere = type(values) is Tensor and values.layout is torch.strided and values.data_ptr() == 0
+    if nowhere and values.numel():  # a shard may be empty
         return values.new_zeros(values.shape) if values._is_zerotensor() else None  # or its memory was given back
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
