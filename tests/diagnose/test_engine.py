@@ -16,11 +16,15 @@ from normscope.diagnose.rules import poor_initialization
 from normscope.diagnose.scene import Scene, sgd
 from normscope.record.writer import Writer
 from normscope.terms.errors import RecordError, UnknownNameError
-from normscope.terms.finding import Diagnosis, Evidence, Finding
+from normscope.terms.finding import Diagnosis, Evidence, Finding, Removal
 
 
 def biased():
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def unlearnable():
+    return torch.randn(256, 4), torch.randint(2, (256,))
 
 
 def finding(name, *, sites=("a",), severity="warning", since=0, steps=(0,)):
@@ -232,6 +236,31 @@ def test_findings_come_by_severity_then_causes_first():
         "vanishing_gradient",
         "bias_before_norm",
     ]
+
+
+def test_units_that_died_stay_dead_in_a_copy_without_what_killed_them():
+    findings = [finding("dead_units", severity="error", since=9), finding("unstandardized_input", severity="error")]
+    told = related(findings, rules(), explains=lambda cause, effect: False)
+    assert told[0].caused_by == ("NS209",)
+    others = [finding("saturated_activation", since=9), finding("unstandardized_input")]
+    assert not related(others, rules(), explains=lambda cause, effect: False)[0].caused_by
+
+
+def test_what_a_schedule_shows_by_itself_comes_before_a_symptom_that_a_norm_would_relieve():
+    spent = replace(finding("rate_too_low", severity="error"), evidence=Evidence("spent", 0.0, 0.02))
+    dead = replace(finding("dead_units", severity="error"), removals=(Removal("a norm", "dead units", 1.0, 0.0),))
+    told = causes_first(related([dead, spent], rules()), rules())
+    assert [one.name for one in told] == ["rate_too_low", "dead_units"]
+
+
+def test_a_note_is_no_primary_finding_of_a_run_that_did_not_learn(tmp_path):
+    still = Scene(biased, data=unlearnable, optimizer=sgd(0.0), steps=16).record(tmp_path)
+    found = diagnose(still, select=["bias_before_norm"], model=biased())
+    assert found.learns is False
+    assert [one.severity for one in found] == ["note"]
+    assert found.primary is None and found.unexplained and not found.prescriptions
+    assert "nothing found explains why the loss does not fall" in repr(found)
+    assert lint(biased(), select=["bias_before_norm"]).primary is not None
 
 
 def test_frozen_layers_come_before_the_norm_that_is_frozen_by_half(tmp_path):

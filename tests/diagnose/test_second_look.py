@@ -11,6 +11,7 @@ from normscope.diagnose.blueprint import Blueprint
 from normscope.diagnose.engine import rule
 from normscope.diagnose.rehearsal import carried_over, rehearsed
 from normscope.diagnose.scene import Scene, clusters, sgd
+from normscope.diagnose.track import Track
 
 
 class Rows(nn.Module):
@@ -175,6 +176,85 @@ def test_one_half_of_a_batch_teaches_the_other_where_targets_belong_to_inputs(tm
         found[data] = carried_over(scene.subject(tmp_path / data.__name__))
     assert found[clusters] > 0.2
     assert found[shuffled] < 0.05
+
+
+@pytest.mark.parametrize(("rate", "data", "told"), [(2e-3, clusters, False), (0.03, shuffled, True)])
+def test_a_run_that_is_slow_is_not_told_that_its_targets_are_wrong(rate, data, told, tmp_path):
+    case = Scene(stack, data=data, optimizer=sgd(rate), steps=60, batch=64, at_hand=True).subject(tmp_path)
+    case.__dict__["fallen"] = 0.0  # as where the run has not learned, whatever its targets
+    assert bool(list(rule("unrelated_targets").check(case))) is told
+
+
+def test_a_decay_that_leaves_nothing_to_learn_is_no_wrong_target(tmp_path):
+    def decayed(parameters):
+        return torch.optim.SGD(parameters, 0.02, weight_decay=40.0)
+
+    case = Scene(stack, optimizer=decayed, steps=60, batch=64, at_hand=True).subject(tmp_path)
+    assert carried_over(case) == pytest.approx(0, abs=0.01)
+    assert carried_over(case, plain=True) > 0.1
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        with torch.no_grad():
+            hidden = self.first(x).relu()
+        return self.second(hidden)
+
+
+def test_a_graph_that_ends_before_a_layer_is_a_cause_by_itself(tmp_path):
+    (found,) = rule("unmoved_layer").check(Scene(Cut, steps=16).subject(tmp_path))
+    assert (found.sites, found.evidence.quantity) == (("first",), "graph")
+    assert found.evidence.quantity in rule("unmoved_layer").roots
+
+
+def rounded(output, target):
+    return cross_entropy(output.round(), target)
+
+
+def test_where_every_gradient_is_zero_layers_are_cut_off_and_no_rate_is_too_low(tmp_path):
+    case = Scene(stack, loss=rounded, steps=60).subject(tmp_path)
+    assert case.ungraded
+    assert not list(rule("rate_too_low").check(case))
+    (found,) = rule("unmoved_layer").check(case)
+    assert (found.severity, found.sites) == ("error", ("0", "2"))
+
+
+def divided(by):
+    inputs, labels = clusters()
+    return inputs / by, labels
+
+
+def normed():
+    return nn.Sequential(nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8))
+
+
+@pytest.mark.parametrize(("by", "told"), [(1e5, True), (1.0, False)])
+def test_beside_a_dominant_eps_deviations_say_nothing_of_domains(by, told, tmp_path):
+    scene = Scene(normed, data=partial(divided, by), optimizer=sgd(1e-4), steps=60, at_hand=True)
+    case = scene.subject(tmp_path)
+    assert [each.name for each in rule("dominant_eps").check(case)] == ["dominant_eps"] * told
+    assert not list(rule("mixed_domains").check(case))
+    assert not list(rule("stale_running_stats").check(case))
+    case.__dict__.update(fallen=0.9, output_gap=Track.of([0], [3.0]))  # it thrives in training mode alone
+    assert [each.severity for each in rule("dominant_eps").check(case)] == ["warning"] * told
+
+
+def salary():
+    inputs, labels = clusters()
+    return torch.cat([inputs[:, 1:], 1e6 + 1e5 * inputs[:, :1]], 1), labels
+
+
+def test_one_feature_of_a_far_larger_unit_is_no_lone_element(tmp_path):
+    def build():
+        return nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8))
+
+    case = Scene(build, data=salary, steps=24).subject(tmp_path)
+    assert not list(rule("lone_element").check(case))
+    assert [each.sites for each in rule("unlike_units").check(case)] == [("0",)]
 
 
 def by_chance(output, target):

@@ -72,6 +72,7 @@ def _tell_interrupted(out: Path) -> None:
 def _tell(console: Console, when: str, diagnosis: Diagnosis) -> None:
     primary = diagnosis.primary
     if primary is None:
-        console.print(f"{when:<13} nothing found", soft_wrap=True)
+        told = "nothing found explains why the loss does not fall" if diagnosis.unexplained else "nothing found"
+        console.print(f"{when:<13} {told}", soft_wrap=True)
     else:
         console.print(f"{when:<13} {primary.code} {primary.name}: {primary.message}", soft_wrap=True)

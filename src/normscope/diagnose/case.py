@@ -83,6 +83,30 @@ class Case(Run):
         moments = self._moments(site)
         return moments.count.size if moments is not None else 0
 
+    def guard(self, norm: Site) -> Track:
+        """The eps of a norm over the variance of what it reads (of the median channel, for one that takes each alone).
+
+        Above 1 the norm divides by its eps more than by what it measures. Empty without an eps.
+        """
+        told = self.summaries(norm.at("input"), "probe")
+        eps = norm.spec.eps if norm.spec else None
+        if not eps or norm.spec is None:
+            return Track.of((), ())
+        eps = eps if norm.spec.eps_place == "inside" else eps**2
+        by_channel = "N" in norm.spec.over
+        variances = [
+            float(np.median(one.channels.var)) if by_channel and one.channels is not None else one.std**2
+            for _, one in told
+        ]
+        return Track.of((step for step, _ in told), (eps / v if v > 0 else np.nan for v in variances))
+
+    @cached_property
+    def ungraded(self) -> bool:
+        """Whether backward passes reached parameters, and every gradient was zero at every step."""
+        weights = [one for path in {site.path for site in self.producers} for one in self.parameters(path)]
+        slopes = [self.root_mean_square(one.at("gradient", one.name)).values for one in weights]
+        return any(len(one) for one in slopes) and all(bool((one == 0).all()) for one in slopes)
+
     @cached_property
     def batch_size(self) -> int | None:
         """Samples in a training batch: the values behind a channel of the last layer; None when they are unknown.

@@ -227,7 +227,9 @@ def _examine(
         explains=lambda cause, effect: explains(cause, effect, experiment),
     )
     basis = "" if case is None else _BASIS[experiment is not None]
-    return Diagnosis(causes_first(linked), tuple(one.code for one in asked), tuple(broken), subject, fail_on, basis)
+    ran = tuple(one.code for one in asked)
+    learns = None if case is None else case.learns
+    return Diagnosis(causes_first(linked, found), ran, tuple(broken), subject, fail_on, basis, learns)
 
 
 def _heard(finding: Finding, silent: Mapping[str, set[str]]) -> Iterator[Finding]:

@@ -28,6 +28,9 @@ SPENT = "seconds of rehearsals"
 FEWEST, EACH = 16, 4
 """Samples of a batch that has halves to learn from; the other half's loss is asked at each so many steps."""
 
+PLAIN = 3e-3
+"""The rate of Adam at which `Experiment.by_heart` learns a batch."""
+
 LEARNT, STUCK = 0.5, 0.2
 """Of its first loss a rehearsal has lost half, as in every rule here, or a fifth at most."""
 
@@ -62,18 +65,24 @@ def _asked(tried: Experiment, key: str, make: Callable[[], float | None]) -> flo
     return tried.kept[key]
 
 
-def carried_over(case: Case) -> float | None:
+def carried_over(case: Case, rate: float = 1.0, *, plain: bool = False) -> float | None:
     """The share of the loss of one half of the fixed batch that learning the other half takes away, at its best.
 
-    Begun anew, with this optimizer; None where the batch has no halves or cannot be learned from.
+    Begun anew, with this optimizer, at a multiple of its rate; of the loss of chance, where it begins above that: what
+    any constant answer gains is not learned. None where the batch has no halves or cannot be learned from.
+
+    Args:
+        case: the run, with the model, the loss and the optimizer at hand.
+        rate: a multiple of the learning rate that was usual in the run.
+        plain: by Adam without decay at `PLAIN` instead, which learns where the run's optimizer itself is the fault.
     """
     tried = case.experiment
     if tried is None or tried.optimizer is None:
         return None
-    return _asked(tried, "carried over", lambda: _carried_over(case))
+    return _asked(tried, f"carried over {rate:g} {plain}", lambda: _carried_over(case, rate, plain))
 
 
-def _carried_over(case: Case) -> float | None:
+def _carried_over(case: Case, rate: float, plain: bool) -> float | None:
     tried = case.experiment
     assert tried is not None
     batch = Probe.of(tried.probe)
@@ -83,7 +92,9 @@ def _carried_over(case: Case) -> float | None:
         return None
     order = torch.randperm(size, generator=torch.Generator().manual_seed(tried.seed))  # batches may stand in some order
     seen, unseen = _part(batch, order[: size // 2]), _part(batch, order[size // 2 :])
-    model, optimizer = _copied(case, 1.0)
+    model, optimizer = _copied(case, rate)
+    if plain:
+        optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], PLAIN)
     losses, began = [], time.process_time()
     with isolated(model, training=True):
         _begin(model, tried.seed, anew=True)
@@ -97,7 +108,8 @@ def _carried_over(case: Case) -> float | None:
                 optimizer.zero_grad()
                 tried.loss(seen.detached().run(model), seen.target).backward()
                 optimizer.step()
-    return (losses[0] - min(losses)) / losses[0] if isfinite(losses[0]) and losses[0] > 0 else None
+    first = min(losses[0], case.chance or losses[0])
+    return (first - min(first, *losses)) / first if isfinite(losses[0]) and first > 0 else None
 
 
 def _part(batch: Probe, chosen: torch.Tensor) -> Probe:

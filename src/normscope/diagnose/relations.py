@@ -40,7 +40,7 @@ def related(
         if effect.name in by_name[cause.name].causes
         and effect.evidence.quantity not in by_name[effect.name].roots
         and _plausible(cause, effect, by_name[effect.name], depth_of)
-        and _shown(cause, explains(by_name[cause.name], by_name[effect.name]) if explains is not None else None)
+        and _shown(cause, _verdict(by_name[cause.name], by_name[effect.name], explains))
     ]
     linked = []
     for finding in findings:
@@ -57,15 +57,28 @@ def related(
     return linked
 
 
-def causes_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Most severe first; then causes before what they bring about, what relieved most, the earliest step, the code."""
-    ranks = {finding.code: _rank(finding, findings) for finding in findings}
+def causes_first(findings: Sequence[Finding], rules: Sequence[Rule] = ()) -> tuple[Finding, ...]:
+    """Most severe first; then causes before what they bring about, roots, what relieved most, the earliest, the code.
 
-    def place(finding: Finding) -> tuple[int, int, float, int, str]:
-        relief = -round(finding.relief, 1)
-        return SEVERITIES.index(finding.severity), ranks[finding.code], relief, finding.since_step or 0, finding.code
+    Args:
+        findings: what the rules found, with their links.
+        rules: every rule, for what shows a cause by itself (`Rule.roots`).
+    """
+    ranks = {finding.code: _rank(finding, findings) for finding in findings}
+    roots = {(rule.name, quantity) for rule in rules for quantity in rule.roots}
+
+    def place(finding: Finding) -> tuple[int, int, bool, float, int, str]:
+        shown = (finding.name, finding.evidence.quantity) in roots
+        relief, since = -round(finding.relief, 1), finding.since_step or 0
+        return SEVERITIES.index(finding.severity), ranks[finding.code], not shown, relief, since, finding.code
 
     return tuple(sorted(findings, key=place))
+
+
+def _verdict(cause: Rule, effect: Rule, explains: Explains | None) -> bool | None:
+    """Whether the effect goes with the cause; None where it cannot be tried, or stays whatever becomes of its cause."""
+    told = explains(cause, effect) if explains is not None else None
+    return None if effect.lasting and not told else told
 
 
 def _shown(cause: Finding, verdict: bool | None) -> bool:

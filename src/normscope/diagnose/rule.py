@@ -66,6 +66,7 @@ class Rule(Datum):
         symptom: what of a model and a batch shows this ailment, a name of `symptoms.SYMPTOMS`; None when nothing does.
         shown_by: the quantities of evidence to whose findings the symptom belongs; empty where it does to all.
         removal: what takes the cause out that this rule names, a name of `removals.REMOVALS`; None when nothing does.
+        lasting: whether the symptom outlives its cause, so that a copy without that still shows it.
         sick: examples in which the rule must speak.
         healthy: examples in which it must be silent.
     """
@@ -84,6 +85,7 @@ class Rule(Datum):
     symptom: str | None = None
     shown_by: tuple[str, ...] = ()
     removal: str | None = None
+    lasting: bool = False
     sick: tuple[Example, ...] = field(default=(), repr=False)
     healthy: tuple[Example, ...] = field(default=(), repr=False)
 

@@ -102,10 +102,11 @@ def _heading(record: Record | None, diagnosis: Diagnosis, words: Words) -> str:
 
 def _verdict(diagnosis: Diagnosis, words: Words) -> str:
     """How many findings of each severity, and which to treat first."""
-    primary = diagnosis.primary
-    if primary is None:
-        rules = len(diagnosis.rules)
+    primary, rules = diagnosis.primary, len(diagnosis.rules)
+    if not diagnosis.findings and not diagnosis.unexplained:
         return words.counted("verdict.healthy", rules) if rules else words("verdict.unread")
     counts = {name: sum(finding.severity == name for finding in diagnosis) for name in SEVERITIES}
     told = words("list.comma").join(words.counted(f"severity.{name}", n) for name, n in counts.items() if n)
+    if primary is None:
+        return words("verdict.unexplained", counts=told or words.counted("findings.none", rules).rstrip(".。"))
     return words("verdict.sick", counts=told, name=findings.ailment(primary, words), code=primary.code)

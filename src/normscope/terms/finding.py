@@ -130,7 +130,8 @@ class Diagnosis(Datum):
     """The findings, most severe first, and the rules that ran.
 
     Iterating gives the findings; `primary` is the cause to treat first; `exit_code` is 1 when a finding reaches
-    `fail_on`, else 0. `basis` says what the findings rest on.
+    `fail_on`, else 0. `basis` says what the findings rest on, and `learns` whether the run's loss has fallen (None
+    where that is not known, as of a model at rest).
     """
 
     findings: tuple[Finding, ...] = ()
@@ -139,11 +140,13 @@ class Diagnosis(Datum):
     subject: str = ""
     fail_on: Severity = "error"
     basis: str = ""
+    learns: bool | None = None
 
     def __repr__(self) -> str:
         told = [f"{found.code} {found.name} ({found.severity}): {found.message}" for found in self.findings]
         told += [f"{fault.code} could not finish: {fault.error}" for fault in self.faults]
         subject = f" of {self.subject}" if self.subject else ""
+        told += ["nothing found explains why the loss does not fall"] if self.unexplained else []
         told += [f"evidence: {self.basis}"] if self.basis and self.findings else []
         return "\n  ".join([f"Diagnosis{subject}: {self._verdict}", *told])
 
@@ -173,9 +176,17 @@ class Diagnosis(Datum):
 
     @property
     def primary(self) -> Finding | None:
-        """The finding to treat first: the most severe one that no other finding explains."""
-        roots = [finding for finding in self.findings if not finding.caused_by]
-        return next(iter(roots or self.findings), None)
+        """The finding to treat first: the most severe one that no other finding explains; None without any.
+
+        Notes alone say nothing of why a run did not learn: where `learns` is False they are no primary finding.
+        """
+        told = [finding for finding in self.findings if self.learns is not False or finding.severity != "note"]
+        return next((finding for finding in told if not finding.caused_by), told[0] if told else None)
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether the run did not learn, and no finding says why."""
+        return self.learns is False and self.primary is None
 
     @property
     def prescriptions(self) -> tuple[Prescription, ...]:
@@ -202,6 +213,7 @@ class Diagnosis(Datum):
             subject=data["subject"],
             fail_on=data["fail_on"],
             basis=data.get("basis", ""),
+            learns=data.get("learns"),
         )
 
 

@@ -148,6 +148,7 @@ RULE = Rule(
     travels="both",
     symptom="dead",
     removal="scales",
+    lasting=True,  # a dead unit has no gradient by which it could come back
     sick=SICK,
     healthy=HEALTHY,
 )

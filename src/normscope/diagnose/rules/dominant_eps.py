@@ -2,7 +2,8 @@
 
 ## What it finds
 Norms whose eps is larger than the variance of what they read (of the median channel, for those that normalize each by
-itself) and larger than a thousandth, at the first probe and at the last.
+itself), at the first probe and at the last: an eps above a thousandth, or any where the network does not thrive or its
+modes lie apart.
 
 ## Why it hurts
 σ² + eps is then mostly eps: the norm divides by a constant. Its output is as small as √eps is large, the layers behind
@@ -12,7 +13,8 @@ get next to no signal and gradient, and scale, which the norm was to take out, s
 eps over the variance of the input on the fixed batch.
 
 ## Prescription
-Take the usual eps: 1e-5, 1e-6 in transformers, 1e-3 where half precision is used.
+Take the usual eps: 1e-5, 1e-6 in transformers, 1e-3 where half precision is used. Where it has that size, bring the
+input to unit scale.
 
 ## When to ignore
 When the norm is made to be soft on purpose, as a fixed scale.
@@ -26,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 from torch import nn
 
 from normscope.diagnose import remedies
@@ -34,12 +35,16 @@ from normscope.diagnose.case import Case
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.diagnose.track import Track
-from normscope.stats.summary import Summary
 from normscope.terms.finding import Finding, Prescription
 from normscope.terms.site import Site
 
 DOMINANT = Threshold(1.0, "definition: more than half of what the norm divides by is eps", "ratio")
 USUAL = Threshold(1e-3, "the largest eps in use (TensorFlow's batch normalization)", "variance")
+APART = Threshold(
+    0.5,
+    "chosen: between the modes, as in `stale_running_stats`; what drifts is many of so small deviations",
+    "deviations",
+)
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -56,9 +61,13 @@ def check(case: Case) -> Iterator[Finding]:
         f"`{worst[0].place}` adds an eps of {_eps(worst[0]):g} to a variance {value:.3g} times smaller, and "
         f"{len(sites)} of {len(case.norms)} norms divide by their eps more than by what they measure.",
         DOMINANT.evidence("eps", value, track.steps, [(site.key, found[site].last) for site in worst]),
-        severity="error" if case.learns is False else "note" if case.thrives else "warning",
+        severity="error"
+        if case.learns is False
+        else "note"
+        if case.thrives and not case.output_gap.last > APART.value
+        else "warning",
         since_step=int(track.steps[0]),
-        prescriptions=[_smaller(sites)],
+        prescriptions=[_smaller(sites) if _eps(worst[0]) > USUAL.value else _wider(sites)],
     )
 
 
@@ -68,23 +77,20 @@ def _eps(site: Site) -> float:
 
 
 def _ratio(case: Case, site: Site) -> Track:
-    """The eps over the variance of the input, at each probe."""
-    if not _eps(site) > USUAL.value:
-        return Track.of((), ())
-    told = case.summaries(site.at("input"), "probe")
-    return Track.of(
-        (step for step, _ in told),
-        (_eps(site) / v if (v := _variance(site, one)) > 0 else np.nan for step, one in told),
-    )
-
-
-def _variance(site: Site, summary: Summary) -> float:
-    channels = summary.channels if site.spec is not None and "N" in site.spec.over else None
-    return float(np.median(channels.var)) if channels is not None else summary.std**2
+    """The eps over the variance of the input, at each probe; a usual eps counts where something is amiss."""
+    amiss = not case.thrives or case.output_gap.last > APART.value
+    return case.guard(site) if _eps(site) > USUAL.value or amiss else Track.of((), ())
 
 
 def _smaller(sites: tuple[str, ...]) -> Prescription:
     return remedies.advice(f"build {remedies.few(sites)} with `eps=1e-5`", "it guards the division, and is no scale")
+
+
+def _wider(sites: tuple[str, ...]) -> Prescription:
+    return remedies.advice(
+        f"bring what {remedies.few(sites)} reads to unit scale: inputs divided once (by 255, or by their deviation)",
+        "an eps of the usual size is right for numbers of the usual size",
+    )
 
 
 def _stack(eps: float) -> nn.Module:
@@ -102,9 +108,9 @@ RULE = Rule(
     "record",
     check,
     __doc__,
-    thresholds={"dominant": DOMINANT, "usual": USUAL},
+    thresholds={"dominant": DOMINANT, "usual": USUAL, "apart": APART},
     causes=(
-        "lone_element",
+        *("lone_element", "stale_running_stats", "train_eval_gap", "mixed_domains"),
         "unrelated_targets",
         "poor_initialization",
         "vanishing_gradient",

@@ -48,7 +48,7 @@ def check(blueprint: Blueprint) -> Iterator[Finding]:
     norms = [norm for norm in blueprint.norms if _keeps(norm) and any(True for _ in norm.module.parameters())]
     training = blueprint.model.training
     live = tuple(norm.path for norm in norms if norm.module.training == training and not _learns(norm))
-    blank = tuple(norm.path for norm in norms if blueprint.trained and _learns(norm) and _blank(norm))
+    blank = tuple(norm.path for norm in norms if blueprint.trained and _learned(norm) and _blank(norm))
     still = tuple(norm.path for norm in norms if training and not norm.module.training and _learns(norm))
     halves: tuple[tuple[tuple[str, ...], str, Severity], ...] = (
         (live, "frozen parameters and running statistics that still move", "warning"),
@@ -91,6 +91,13 @@ def _blank(norm: Norm) -> bool:
     if mean is None or var is None or count is None:
         return False
     return int(count) == 0 and not bool(mean.any()) and bool((var == 1).all())
+
+
+def _learned(norm: Norm) -> bool:
+    """Whether γ or β is no longer what a norm begins with: the model at hand may be a fresh one, beside a record."""
+    gamma, beta = norm.module._parameters.get("weight"), norm.module._parameters.get("bias")
+    moved = gamma is not None and not bool((gamma == 1).all()) or beta is not None and bool(beta.any())
+    return moved and _learns(norm)
 
 
 def _learns(norm: Norm) -> bool:

@@ -48,7 +48,7 @@ NOTHING = Threshold(
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding with every norm that lets nothing through."""
-    mute = [norm for norm in case.norms if norm.spec and "N" not in norm.spec.over and _mute(case, norm)]
+    mute = [norm for norm in case.norms if _alone(case, norm) and _mute(case, norm)]
     if not mute:
         return
     steps = [step for step, _ in case.summaries(mute[0], "probe")]
@@ -73,6 +73,13 @@ def check(case: Case) -> Iterator[Finding]:
             )
         ],
     )
+
+
+def _alone(case: Case, norm: Site) -> bool:
+    """Whether one element can stand alone: not where a group holds several channels."""
+    if norm.spec is None or "N" in norm.spec.over:
+        return False
+    return "C" not in norm.spec.over or case.channels(norm) <= norm.spec.groups
 
 
 def _mute(case: Case, norm: Site) -> bool:

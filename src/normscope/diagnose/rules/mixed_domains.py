@@ -74,7 +74,7 @@ FEWEST = Threshold(
 def check(case: Case) -> Iterator[Finding]:
     """One finding with every norm whose batches are of different kinds."""
     excess: dict = {}
-    for norm in case.norms:
+    for norm in _dividing(case):
         track, noise = (case.scalar(norm, name).late() for name in ("batch_stat_excess", "batch_stat_noise"))
         if len(track) >= PERSISTENCE and float(np.median(noise.values)) > FELT.value:
             excess[norm] = track
@@ -94,6 +94,12 @@ def check(case: Case) -> Iterator[Finding]:
     )
 
 
+def _dividing(case: Case) -> list[Site]:
+    """The norms before the first that divides by its eps: beside that, distances in deviations say nothing."""
+    soft = [norm.depth for norm in case.norms if len(guard := case.guard(norm)) and guard.last > 1]
+    return [norm for norm in case.norms if norm.depth < min(soft, default=norm.depth + 1)]
+
+
 def _prescriptions(case: Case) -> list[Prescription]:
     return [
         remedies.advice("shuffle, and draw each batch from all classes and sources: `DataLoader(..., shuffle=True)`"),
@@ -108,7 +114,7 @@ def _prescriptions(case: Case) -> list[Prescription]:
 def _unseen(case: Case) -> Iterator[Finding]:
     """Norms whose running averages are of other batches than those that were looked at."""
     found: dict[Site, Track] = {}
-    for norm in case.norms:
+    for norm in _dividing(case):
         momentum = norm.spec.momentum if norm.spec and norm.spec.train_from == "batch" else None
         if not momentum or RIPE.value > momentum * float(case.steps[-1]):
             continue

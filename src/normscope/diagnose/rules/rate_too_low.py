@@ -65,6 +65,9 @@ REHEARSED = Threshold(
     STUCK, "chosen: a fifth of the loss of one batch, where half is gone in a copy with one thing changed", "share"
 )
 
+RISEN = 1.5
+"""A loss that has been so many times what it was at the start has risen, as in `unrelated_targets`."""
+
 
 def check(case: Case) -> Iterator[Finding]:
     """One finding for the run."""
@@ -78,13 +81,15 @@ def check(case: Case) -> Iterator[Finding]:
     if not 0 <= path < PATH.value:
         return
     ratios = _moving(case)
+    if died is None and case.ungraded:
+        return
     worst = sorted(ratios.paths, key=lambda one: np.nan_to_num(ratios.at(one).last))
     yield RULE.finding(
         worst,
         (died or f"In {length} steps a typical layer has moved by {path:.2g} of itself at most")
         + f", and the loss has lost {case.loss.fallen or 0.0:.0%} of its start."
         + _larger(case),
-        PATH.evidence("path", path, typical.steps),
+        PATH.evidence("spent" if died and not _rose(case) else "path", path, typical.steps),
         severity="error" if case.learns is False else "warning",
         since_step=int((typical.late() if died else typical).steps[0]),
         prescriptions=[
@@ -141,6 +146,13 @@ def _died_out(case: Case, typical: Track) -> str | None:
     )
 
 
+def _rose(case: Case) -> bool:
+    """Whether something went wrong while the rate was still high: the schedule is then no cause by itself."""
+    return (
+        float(case.loss.values.max(initial=0.0)) > RISEN * abs(float(case.loss.values[0])) if len(case.loss) else True
+    )
+
+
 def _path(ratio: Track) -> float:
     """The sum of the ratios over every step, those between two samples as long as their mean."""
     gaps = np.diff(ratio.steps)
@@ -182,6 +194,7 @@ RULE = Rule(
     second=again,
     thresholds={"rehearsed": REHEARSED, "path": PATH, "spent": SPENT, "short": SHORT},
     causes=("unrelated_targets",),
+    roots=("spent",),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,

@@ -82,7 +82,7 @@ def check(case: Case) -> Iterator[Finding]:
     yield from _unlisted(case)
     why = {site: _why(case, site) for site in case.producers if not site.call}
     learns = any(state == "learns" for state in why.values())
-    if not learns and not any(_reached(case, site) for site in why):
+    if not learns and not case.ungraded and not any(_reached(case, site) for site in why):
         return
     steps = case.steps
     for state, (words, advice) in _WORDS.items():
@@ -91,7 +91,9 @@ def check(case: Case) -> Iterator[Finding]:
             yield RULE.finding(
                 [site.path for site in still],
                 f"`{still[0].place}` {words}, and so {len(still)} of {len(why)} layers stay as they were.",
-                STILL.evidence("update", 0.0, steps, [(site.key, 0.0) for site in still]),
+                STILL.evidence(
+                    "graph" if _cut(case, still) else "update", 0.0, steps, [(site.key, 0.0) for site in still]
+                ),
                 severity=_severity(case, state, len(still) / len(why)) if learns else "error",
                 since_step=int(steps[0]),
                 prescriptions=[remedies.advice(advice)],
@@ -146,6 +148,13 @@ def _why(case: Case, site: Site) -> str:
         return "cleared" if _reached(case, site) else "cut off"
     still = [track for track in moves if len(track) >= PERSISTENCE]
     return "without a rate" if still and not max(track.values.max() for track in still) > 0 else ""
+
+
+def _cut(case: Case, still: list[Site]) -> bool:
+    """Whether the graph ends before these layers: they have no gradient at all, where a dead unit hands on zeros."""
+    owned = [one for site in still for one in case.parameters(site.path)]
+    slopes = [case.root_mean_square(one.at("gradient", one.name)) for one in owned]
+    return bool(slopes) and not any(map(len, slopes)) and all(len(case.moves(one)) for one in owned)
 
 
 def _reached(case: Case, site: Site) -> bool:
@@ -240,7 +249,7 @@ RULE = Rule(
         *("unrelated_targets", "half_frozen", "updated_while_frozen", "rate_too_low", "stuck_affine"),
         *("train_eval_gap", "unread_input"),
     ),
-    roots=("unlisted",),
+    roots=("unlisted", "graph"),
     travels="backward",
     sick=SICK,
     healthy=HEALTHY,
