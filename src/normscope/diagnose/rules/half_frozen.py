@@ -96,7 +96,7 @@ def _blank(norm: Norm) -> bool:
 def _learned(norm: Norm) -> bool:
     """Whether γ or β is no longer what a norm begins with: the model at hand may be a fresh one, beside a record."""
     gamma, beta = norm.module._parameters.get("weight"), norm.module._parameters.get("bias")
-    moved = gamma is not None and not bool((gamma == 1).all()) or beta is not None and bool(beta.any())
+    moved = (gamma is not None and not bool((gamma == 1).all())) or (beta is not None and bool(beta.any()))
     return moved and _learns(norm)
 
 
