@@ -78,6 +78,16 @@ def test_a_report_begins_with_what_ran_and_what_was_found(sick):
     assert list(sections(tree)) == ["findings", "trial", "loss", "layers", "distribution", "shift", "gradient", "run"]
 
 
+def test_where_notes_alone_are_found_of_a_run_that_did_not_learn_nothing_is_treated_first(sick):
+    notes = tuple(one for one in sick.diagnosis if one.severity == "note")
+    for found, told in ((notes, "1 note"), ((), "No finding. 5 rules looked at this run")):
+        tree = page.tree(sick.record, dataclasses.replace(sick.diagnosis, findings=found, learns=False))
+        assert tree.verdict == f"{told}. Nothing found explains why the loss does not fall."
+        assert "treat this first" not in " ".join(card.aside for card in parts(tree) if isinstance(card, Card))
+    learned = page.tree(sick.record, dataclasses.replace(sick.diagnosis, findings=notes, learns=True))
+    assert "Treat first" in learned.verdict
+
+
 def test_the_finding_to_treat_first_stands_first_with_its_evidence_cure_and_reason(sick):
     late = dataclasses.replace(sick.diagnosis, findings=sick.diagnosis.findings[::-1])
     first = next(part for part in parts(page.tree(sick.record, late)) if isinstance(part, Card))
