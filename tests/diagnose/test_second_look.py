@@ -129,6 +129,8 @@ def test_targets_next_to_nothing_are_told_from_outputs_too_large(tmp_path):
 
 def test_a_norm_that_never_saw_a_batch_is_no_norm():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    assert not list(rule("half_frozen").check(Blueprint(model, trained=True)))  # a fresh one, beside another's record
+    nn.init.constant_(model[1].weight, 1.1)  # type: ignore[arg-type]
     (found,) = rule("half_frozen").check(Blueprint(model, trained=True))
     assert (found.severity, found.sites) == ("error", ("1",))
     model(torch.randn(8, 4))
