@@ -39,7 +39,8 @@ from torch.nn import functional as F
 
 import normscope as ns
 
-STEPS = {"mlp": 100, "encoder": 3, "resnet": 3}  # in a round, at whose end the record is flushed (in a run: each 68 steps of the MLP)
+# in a round, at whose end the record is flushed; a run of the MLP flushes each 68 steps
+STEPS = {"mlp": 100, "encoder": 3, "resnet": 3}
 PATIENCE = 2.0  # seconds that a way may take in a round
 DEFAULT = "normscope, default: the median step of a run"
 CLOCK = time.perf_counter
