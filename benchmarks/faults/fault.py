@@ -91,6 +91,21 @@ def stepped(setup: Setup) -> Setup:
     return setup.but(optimizer="sgd", rate=RATES.get(setup.kind, 0.03))
 
 
+def grouped(place: Callable[[nn.Module], list[str]], factor: float) -> Change:
+    """The parameters at some place in a group with a rate of its own."""
+
+    def change(setup: Setup) -> Setup:
+        def groups(model: nn.Module) -> list:
+            chosen = [one for path in place(model) for one in model.get_submodule(path).parameters()]
+            known = {id(one) for one in chosen}
+            others = [one for one in model.parameters() if id(one) not in known]
+            return [{"params": others}, {"params": chosen, "lr": factor * setup.rate}]
+
+        return setup.but(trains=groups)
+
+    return change
+
+
 def deep(depth: int, function: type[nn.Module] | None = None) -> Change:
     """A stack of so many layers without a norm."""
 

@@ -22,7 +22,8 @@ Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any] | deque[Any]"
 LARGEST = 1024
 """Entries of a container in a module's attributes up to which it is put back: a cache, not a vocabulary."""
 
-_OF_TORCH = frozenset(nn.Module().__dict__)  # hooks and the dictionaries that every module has
+OF_TORCH = frozenset(nn.Module().__dict__)
+"""Attributes that every module has: hooks, and the dictionaries of what it holds."""
 
 _NO_TENSORS = frozenset({type(None), bool, int, float, str, dict, OrderedDict, list, tuple, set})
 
@@ -99,7 +100,7 @@ def _attributes(module: nn.Module) -> Iterator[Container]:
 
 def _own(module: nn.Module) -> list[Any]:
     """The attributes that the user gave a module."""
-    return [value for name, value in module.__dict__.items() if name not in _OF_TORCH]
+    return [value for name, value in module.__dict__.items() if name not in OF_TORCH]
 
 
 def _containers(values: Iterable[Any], depth: int = 3) -> Iterator[Container]:
@@ -152,13 +153,13 @@ def _exchange_tensors(modules: list[nn.Module]) -> None:
 
 
 def _is_plain_tensor(value: Any) -> bool:
-    """Whether a forward pass may write into `value`, and it is no parameter. torch takes its time over isinstance."""
-    return (
-        type(value) not in _NO_TENSORS
-        and isinstance(value, Tensor)
-        and not value.requires_grad
-        and not isinstance(value, Parameter)
-    )
+    """Whether a forward pass may write into `value`, and it is no parameter."""
+    return _is_tensor(value) and not value.requires_grad and not isinstance(value, Parameter)
+
+
+def _is_tensor(value: Any) -> bool:
+    """As `isinstance` says, over which torch takes its time."""
+    return type(value) not in _NO_TENSORS and isinstance(value, Tensor)
 
 
 def computed(model: nn.Module) -> dict[int, Tensor]:
@@ -173,8 +174,7 @@ def computed(model: nn.Module) -> dict[int, Tensor]:
         for content in _contents(module)
         for value in (content.values() if isinstance(content, dict) else content)
     )
-    made = (value for value in held if type(value) not in _NO_TENSORS and isinstance(value, Tensor))
-    return {id(value): value.detach().clone() for value in made if not value.is_leaf}
+    return {id(value): value.detach().clone() for value in held if _is_tensor(value) and not value.is_leaf}
 
 
 def _set_mode(modules: list[nn.Module], training: bool | None) -> None:

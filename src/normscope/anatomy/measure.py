@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.anatomy.double import Double, Parts, Run
+from normscope.anatomy.isolate import OF_TORCH
 from normscope.terms.catalog import CATALOG
 from normscope.terms.spec import EpsPlace, NormSpec, Source
 
@@ -23,7 +24,6 @@ _SAME = 0.95  # share of bfloat16 elements that agree when the rounding stands i
 _LOUD = 100.0  # standard deviation of the inputs beside which any eps is nothing
 _QUIET = 3e-3  # standard deviation of the inputs that tell one eps from another: its square is about 1e-5
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _KNOWN: MutableMapping[type, dict[Hashable, NormSpec | None]] = WeakKeyDictionary()
 _MEASURED_SOURCES: set[Source] = {"input", "batch", "synchronized"}
 _STORED_SOURCES: set[Source] = {"running", "cumulative", "given"}
@@ -90,7 +90,7 @@ def _likeness(module: nn.Module) -> Hashable | None:
     """What the answer depends on, as a key; None when the module holds something that is not plain."""
     key: list[Hashable] = []
     for path, each in module.named_modules():
-        plain = {name: value for name, value in vars(each).items() if name not in _OF_EVERY_MODULE}
+        plain = {name: value for name, value in vars(each).items() if name not in OF_TORCH}
         if not all(isinstance(value, str | int | float | tuple | type(None) | torch.dtype) for value in plain.values()):
             return None
         tensors = (*each.named_parameters(recurse=False), *each.named_buffers(recurse=False))

@@ -375,6 +375,11 @@ def spread(values: torch.Tensor) -> torch.Tensor:
     return rms(values - values.mean(0))
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far two answers to one batch lie apart, in deviations between its samples."""
+    return float(rms(one - other)) / max(float(spread(one)), 1e-30)
+
+
 def rms(values: torch.Tensor) -> torch.Tensor:
     """The root mean square, a scalar."""
     return values.square().mean().sqrt()

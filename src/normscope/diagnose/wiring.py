@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.anatomy.batch import Probe, first_tensor, mapped, tensors
-from normscope.anatomy.isolate import isolated, unwrapped
+from normscope.anatomy.isolate import OF_TORCH, isolated, unwrapped
 from normscope.diagnose.counterfactual import Experiment
 
 FAR = (1e2, 1e4)
@@ -101,10 +101,10 @@ def feeds_itself(experiment: Experiment, path: str) -> bool | None:
 def twice(experiment: Experiment) -> tuple[Tensor, Tensor] | None:
     """What one copy gives for the fixed batch at its first and at its second call, in evaluation mode."""
     try:
-        model = experiment.copied().eval()
+        model = experiment.copied()
         found = []
-        for _ in range(2):
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with isolated(model, training=False), torch.no_grad():  # which both calls share
+            for _ in range(2):
                 torch.manual_seed(experiment.seed)
                 found.append(first_tensor(Probe.of(experiment.probe).detached().run(model)))
     except Exception:
@@ -146,7 +146,7 @@ def _contained(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules in plain containers among the attributes of a model's modules, by place."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if name not in _OWN and isinstance(value, list | tuple | dict):
+            if name not in OF_TORCH and isinstance(value, list | tuple | dict):
                 yield from _inside(value, f"{path}.{name}".lstrip("."), DEEP)
 
 
@@ -157,9 +157,6 @@ def _inside(value: Any, place: str, depth: int) -> Iterator[tuple[str, nn.Module
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, one in pairs:
             yield from _inside(one, f"{place}.{key}", depth - 1)
-
-
-_OWN = frozenset(vars(nn.Module()))
 
 
 def samples_first(experiment: Experiment) -> bool:

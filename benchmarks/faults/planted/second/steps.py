@@ -6,8 +6,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from changes import everywhere, hidden, of_a_copy
-from fault import Fault, bare, stepped
-from setups import Setup
+from fault import Fault, bare, grouped, stepped
 from torch import Tensor, nn
 
 Held = partial(Fault, held="second")
@@ -18,21 +17,6 @@ def _summed(output: Tensor, target: Tensor) -> Tensor:
     """Over the batch, where the rate was chosen for the mean."""
     loss = F.mse_loss if output.shape == target.shape else F.cross_entropy
     return loss(output, target, reduction="sum")
-
-
-def _grouped(place, factor: float):
-    """The parameters of some layers in a group with a rate of its own."""
-
-    def change(setup: Setup) -> Setup:
-        def groups(model: nn.Module) -> list:
-            chosen = [one for path in place(model) for one in model.get_submodule(path).parameters()]
-            known = {id(one) for one in chosen}
-            others = [one for one in model.parameters() if id(one) not in known]
-            return [{"params": others}, {"params": chosen, "lr": factor * setup.rate}]
-
-        return setup.but(trains=groups)
-
-    return change
 
 
 def _second(model: nn.Module) -> list[str]:
@@ -57,12 +41,12 @@ FAULTS = (
     ),
     Held(
         "one layer's rate a thousand times the others'", ("mlp", "conv", "series"),
-        (*HIGH, "uneven_updates"), lambda s: _grouped(_second, 1000.0)(stepped(bare(s))),
+        (*HIGH, "uneven_updates"), lambda s: grouped(_second, 1000.0)(stepped(bare(s))),
         lambda s: stepped(bare(s)), _second,
     ),
     Held(
         "body's rate a hundred-thousandth", ("lstm", "tagger", "series"),
-        (*LOW, "uneven_updates", "unmoved_layer"), lambda s: _grouped(hidden, 1e-5)(bare(s)), bare, hidden,
+        (*LOW, "uneven_updates", "unmoved_layer"), lambda s: grouped(hidden, 1e-5)(bare(s)), bare, hidden,
     ),
     Held(
         "warm-up that never ends", ("residual", "tagger"), LOW,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from changes import before_head, everywhere, hidden
+from fault import grouped
 from setups import Setup
 from torch import Tensor, nn
 
@@ -33,21 +32,6 @@ def _capped(model: nn.Module) -> None:
     """Each element of each gradient within a hundred-thousandth."""
     for one in model.parameters():
         one.register_hook(lambda gradient: gradient.clamp(-1e-5, 1e-5))
-
-
-def _groups(place: Callable[[nn.Module], list[str]], factor: float):
-    """The parameters at some place in a group with a rate of its own."""
-
-    def change(setup: Setup) -> Setup:
-        def groups(model: nn.Module) -> list:
-            chosen = [one for path in place(model) for one in model.get_submodule(path).parameters()]
-            known = {id(one) for one in chosen}
-            others = [one for one in model.parameters() if id(one) not in known]
-            return [{"params": others}, {"params": chosen, "lr": factor * setup.rate}]
-
-        return setup.but(trains=groups)
-
-    return change
 
 
 def _last(model: nn.Module) -> list[str]:
@@ -145,11 +129,11 @@ FAULTS = (
     ),
     Held(
         "last layer's rate three thousand times the others'", ("lenet", "experts", "tcn"), (*HIGH, "uneven_updates"),
-        lambda s: _groups(_last, 3000.0)(stepped(s)), stepped, _last,
+        lambda s: grouped(_last, 3000.0)(stepped(s)), stepped, _last,
     ),
     Held(
         "a rate of zero for all but the last layer", ("tcn", "scribe", "bigru", "points"), UNMOVED,
-        lambda s: _groups(hidden, 0.0)(s), sites=hidden,
+        lambda s: grouped(hidden, 0.0)(s), sites=hidden,
     ),
     Held(
         "body under no_grad", ("points", "bigru", "towers", "strided"), UNMOVED,

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.counterfactual import rms, spread
+from normscope.diagnose.counterfactual import apart
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.terms.finding import Finding
@@ -52,7 +52,7 @@ def check(case: Case) -> Iterator[Finding]:
     one, other = tried.answer(seed=0), tried.answer(seed=1)
     if one is None or other is None or one.shape != other.shape:
         return
-    value = float(rms(one - other)) / max(float(spread(one)), 1e-30)
+    value = apart(one, other)
     if not value > DIFFERENT.value:
         return
     yield RULE.finding(

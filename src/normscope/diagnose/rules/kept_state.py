@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from normscope.diagnose import remedies
 from normscope.diagnose.case import Case
-from normscope.diagnose.counterfactual import rms, spread
+from normscope.diagnose.counterfactual import apart
 from normscope.diagnose.rule import Rule, Threshold
 from normscope.diagnose.scene import Scene
 from normscope.diagnose.wiring import twice
@@ -51,8 +51,7 @@ def check(case: Case) -> Iterator[Finding]:
     told = twice(tried) if tried is not None and not tried.dropping() else None
     if told is None:
         return
-    one, other = (each.double() for each in told)
-    value = float(rms(one - other)) / max(float(spread(one)), 1e-30) if float(rms(one - other)) > 0 else 0.0
+    value = apart(*(each.double() for each in told))
     if not DIFFERENT.value < value < float("inf"):
         return
     first = case.sites[0].path if case.sites else ""
